@@ -1,0 +1,120 @@
+"""What one training step sees: ragged points, padded images, boxes, and the link between them; never ground truth.
+
+Made by `mwsis.data.dataset.collate`; consumed by the two branches and by `fusion.step`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mwsis.core.frame import PixelMap
+from mwsis.core.instances import Boxes2D, PointLabels
+
+__all__ = ["Batch", "ImageBatch", "PointBatch", "Sample", "move"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class PointBatch:
+    """The points of B frames, one after the other.
+
+    Attributes:
+        xyz: (N, 3) float32, metres, vehicle frame after augmentation.
+        point_feats: (N, 2) float32, columns of `PointFeature`.
+        batch_offsets: (B+1,) int64, starts with 0.
+        point_index: (N,) int64, the point's row in its stored frame.
+        ring_segment_id: (N,) int64, unique over the batch, -1 none.
+    """
+
+    xyz: Tensor
+    point_feats: Tensor
+    batch_offsets: Tensor
+    point_index: Tensor
+    ring_segment_id: Tensor
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.batch_offsets) - 1
+
+    @property
+    def batch_index(self) -> Tensor:
+        """(N,) int64, the frame of each point."""
+        counts = self.batch_offsets.diff()
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """I images padded right and bottom to one size.
+
+    Attributes:
+        images: (I, 3, H, W) uint8 RGB, un-normalised, zero padded; H and W are multiples of 32.
+        sizes: (I, 2) int64, height and width of the content.
+        original_sizes: (I, 2) int64, height and width of the recorded image.
+        labels: I sets of boxes, pixels of the resized image.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    original_sizes: Tensor
+    labels: tuple[Boxes2D, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One frame after augmentation, before batching; ``pixels.camera_index`` counts ``images`` (-1: not among them)."""
+
+    frame_index: int
+    frame_id: str
+    xyz: Tensor
+    point_feats: Tensor
+    point_index: Tensor
+    ring_segment_id: Tensor
+    pixels: PixelMap
+    pseudo: PointLabels
+    images: tuple[Tensor, ...]
+    original_sizes: tuple[tuple[int, int], ...]
+    labels: tuple[Boxes2D, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B frames.
+
+    Attributes:
+        frame_index: (B,) int64, index of each frame in its data set.
+        frame_ids: B names.
+        points: the sweeps.
+        images: the images of all frames, in frame order.
+        pixel_uv: (N, S, 2) float32, pixels of the resized, flipped image, centres at +0.5.
+        image_index: (N, S) int64, index into ``images``, -1 none.
+        pseudo: (N,) labels made from the 2D boxes; instance ids unique within a frame.
+    """
+
+    frame_index: Tensor
+    frame_ids: tuple[str, ...]
+    points: PointBatch
+    images: ImageBatch
+    pixel_uv: Tensor
+    image_index: Tensor
+    pseudo: PointLabels
+
+
+def move(value: T, device: torch.device | str) -> T:
+    """Return ``value`` with every tensor in its (nested) dataclass fields and tuples on ``device``."""
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device, non_blocking=True)
+    elif isinstance(value, tuple):
+        moved = tuple(move(item, device) for item in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        moved = type(value)(**{field.name: move(getattr(value, field.name), device) for field in fields(value)})
+    return moved

@@ -1,0 +1,42 @@
+"""The errors a user can cause: one sentence each, turned into exit code 2 by the commands in `tools/`.
+
+A broken invariant of our own is an `assert`, not one of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "DataError", "MwsisError", "WeightMismatchError", "closest_name"]
+
+
+class MwsisError(ValueError):
+    """Base of everything a user can put right; ``str(error)`` is one sentence that says how."""
+
+
+class DataError(MwsisError):
+    """A file or folder does not hold what its format promises."""
+
+
+class ConfigError(MwsisError):
+    """A setting is unknown, out of range, or asks for what the rest of the configuration cannot give."""
+
+
+class WeightMismatchError(MwsisError):
+    """A checkpoint belongs to another architecture or is no checkpoint at all."""
+
+
+def closest_name(wrong: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or the list of known names when none is near.
+
+    Args:
+        wrong: the name the user gave.
+        known: the names that exist.
+
+    Returns:
+        A clause to append to an error sentence.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
