@@ -27,16 +27,17 @@ class WeightMismatchError(MwsisError):
     """A checkpoint belongs to another architecture or is no checkpoint at all."""
 
 
-def closest_name(wrong: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known name, or the list of known names when none is near.
+def closest_name(wrong: str, known: Iterable[str], shown: Iterable[str] | None = None) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or a list of names when none is near.
 
     Args:
         wrong: the name the user gave.
         known: the names that exist.
+        shown: the names listed when none is near; all of ``known`` by default.
 
     Returns:
         A clause to append to an error sentence.
     """
     names = sorted(known)
     near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(shown or names))}"

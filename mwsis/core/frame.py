@@ -168,7 +168,7 @@ class FrameTruth:
         boxes3d: (M, 7) float32, centre xyz, length, width, height (metres, vehicle frame), yaw (rad, about +z).
         box3d_labels: (M,) int64.
         box3d_ids: (M,) int64, the object's id in ``instance_ids``.
-        box_instance_ids: per camera (G,) int64, the id in ``instance_ids`` of each box of ``CameraView.labels``, -1 none.
+        box_instance_ids: per camera (G,) int64, the object of each box of ``CameraView.labels``, -1 none.
         images: per camera, or None where a camera has no mask truth.
     """
 

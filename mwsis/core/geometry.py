@@ -74,7 +74,7 @@ class CameraModel:
         return pixel_uv.float(), depth.float(), in_front & trusted & inside
 
     def rays(self, pixel_uv: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the viewing rays through (M, 2) pixels: origin (3,), unit directions (M, 3); float64, vehicle frame."""
+        """Return the rays through (M, 2) pixels: origin (3,), unit directions (M, 3), float64, vehicle frame."""
         target = (pixel_uv.double() - self.intrinsics[2:]) / self.intrinsics[:2]
         normalised = target.clone()
         for _ in range(UNDISTORT_ITERATIONS):  # fixed point of distort(x) = target

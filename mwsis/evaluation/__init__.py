@@ -1,1 +1,1 @@
-
+"""Scores from detections and label arrays; never sees a model."""

@@ -1,0 +1,169 @@
+"""A mask for every picked location: shared pixel features and a tiny network whose weights the location predicts.
+
+Nothing here knows about losses or labels. How locations are picked is in `fcos.py`; box-supervised losses on the masks
+are in `terms.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from camera.backbone import norm_groups
+from camera.fcos import Cells, Locations
+
+__all__ = ["Controller", "DynamicMaskHead", "MaskBranch", "aligned_bilinear", "num_dynamic_params"]
+
+HIDDEN = 8
+"""Width of the two hidden layers (CondInst, section 4)."""
+FEATURE_STRIDE = 8
+
+
+def num_dynamic_params(mask_channels: int) -> int:
+    """Return how many numbers a location predicts for its mask network: 169 for 8 mask channels, 233 for 16."""
+    return (mask_channels + 2) * HIDDEN + HIDDEN + HIDDEN * HIDDEN + HIDDEN + HIDDEN + 1
+
+
+def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
+    """Return maps enlarged so that cell i of the input is cell ``factor i + factor // 2`` of the output.
+
+    Args:
+        maps: (K, D, h, w) float.
+        factor: 1 returns the input.
+
+    Returns:
+        (K, D, factor h, factor w).
+
+    Source: CondInst's code, `aligned_bilinear`.
+    """
+    if factor == 1:
+        return maps
+    height, width = maps.shape[-2:]
+    maps = functional.pad(maps, (0, 1, 0, 1), mode="replicate")
+    size = (factor * height + 1, factor * width + 1)
+    maps = functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    maps = functional.pad(maps, (factor // 2, 0, factor // 2, 0), mode="replicate")
+    return maps[..., : factor * height, : factor * width]
+
+
+def _conv_unit(in_channels: int, channels: int, norm: str) -> nn.Sequential:
+    layer = nn.GroupNorm(norm_groups(channels), channels) if norm == "group" else nn.BatchNorm2d(channels)
+    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, layer, nn.ReLU(inplace=True))
+
+
+class MaskBranch(nn.Module):
+    """Pixel features at stride 8 that all objects of an image share.
+
+    Args:
+        in_channels: depth of the pyramid.
+        channels: inner depth (published: 128).
+        num_convs: depth of the tower (published: 4).
+        out_channels: 16 for box supervision, 8 for full supervision (published).
+        norm: ``batch`` (published) or ``group``.
+    """
+
+    def __init__(
+        self, in_channels: int, *, channels: int = 128, num_convs: int = 4, out_channels: int = 16, norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        self.refine = nn.ModuleList(_conv_unit(in_channels, channels, norm) for _ in range(3))
+        tower: list[nn.Module] = [_conv_unit(channels, channels, norm) for _ in range(num_convs)]
+        self.tower = nn.Sequential(*tower, nn.Conv2d(channels, out_channels, 1))
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        """Return (I, out_channels, H/8, W/8) of the three finest pyramid maps."""
+        merged = self.refine[0](pyramid[0])
+        for level in (1, 2):
+            merged = merged + aligned_bilinear(self.refine[level](pyramid[level]), 2**level)
+        return self.tower(merged)
+
+
+class Controller(nn.Module):
+    """The mask network's weights, computed by a 3 by 3 convolution at the picked locations only.
+
+    Equal to a convolution over all locations followed by picking, without its cost and memory.
+
+    Args:
+        channels: depth of the box tower.
+        num_params: how many numbers each location predicts.
+    """
+
+    def __init__(self, channels: int, num_params: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_params, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(num_params))
+        nn.init.normal_(self.weight, std=0.01)
+
+    def forward(self, tower_feats: Tensor, locations: Locations, cells: Cells) -> Tensor:
+        """Return (K, num_params).
+
+        Args:
+            tower_feats: (I, L, D).
+            locations: L cells.
+            cells: K picked locations.
+        """
+        neighbours = locations.neighbours(cells.location_index)
+        inside = neighbours < tower_feats.shape[1]
+        patches = tower_feats[cells.image_index[:, None], neighbours.where(inside, 0)] * inside[..., None]
+        return torch.addmm(self.bias, patches.flatten(1), self.weight.permute(2, 3, 1, 0).flatten(0, 2))
+
+
+class DynamicMaskHead(nn.Module):
+    """Mask logits at stride 4 from predicted weights.
+
+    The first layer is applied to the shared features image by image and to the relative position separately (it is
+    linear), so the features are never repeated per object.
+
+    Args:
+        mask_channels: depth of the mask features.
+        position_scale: pixels by which relative positions are divided, per pyramid level.
+
+    Source: CondInst, section 3.2; hidden width 8, three layers; published scales 64, 128, 256, 512, 1024.
+    """
+
+    def __init__(self, mask_channels: int, position_scale: tuple[float, ...]) -> None:
+        super().__init__()
+        self.mask_channels = mask_channels
+        self.register_buffer("position_scale", torch.tensor(position_scale), persistent=False)
+
+    def forward(self, mask_feats: Tensor, params: Tensor, locations: Locations, cells: Cells) -> Tensor:
+        """Return (K, H/4, W/4) logits.
+
+        Args:
+            mask_feats: (I, D, H/8, W/8).
+            params: (K, num_params): first layer's weights (x, y, features), bias, second layer's, output's.
+            locations: L cells.
+            cells: K picked locations, ascending image index.
+        """
+        num_samples, (height, width) = len(cells), mask_feats.shape[-2:]
+        sizes = [HIDDEN * (self.mask_channels + 2), HIDDEN, HIDDEN * HIDDEN, HIDDEN, HIDDEN, 1]
+        first, first_bias, second, second_bias, last, last_bias = params.split(sizes, 1)
+        first = first.reshape(num_samples, HIDDEN, self.mask_channels + 2)
+        hidden = self._position(first[..., :2], first_bias, mask_feats, locations, cells)
+        hidden = hidden + self._per_image(first[..., 2:], mask_feats, cells.image_index)
+        hidden = hidden.flatten(2).relu()
+        hidden = torch.baddbmm(second_bias[..., None], second.reshape(-1, HIDDEN, HIDDEN), hidden).relu()
+        logits = torch.baddbmm(last_bias[..., None], last[:, None], hidden)
+        return aligned_bilinear(logits.reshape(num_samples, 1, height, width), 2)[:, 0]
+
+    def _position(self, weight: Tensor, bias: Tensor, mask_feats: Tensor, locations: Locations, cells: Cells) -> Tensor:
+        """Return the first layer's response to the relative position, (K, 8, h, w)."""
+        height, width = mask_feats.shape[-2:]
+        scale = self.position_scale[locations.level[cells.location_index]][:, None]
+        centre = locations.xy[cells.location_index]
+        ticks = torch.arange(max(height, width), device=centre.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2
+        across = (centre[:, :1] - ticks[:width]) / scale
+        along = (centre[:, 1:] - ticks[:height]) / scale
+        columns = weight[..., :1] * across[:, None] + bias[..., None]
+        return columns[:, :, None] + (weight[..., 1:] * along[:, None])[..., None]
+
+    @staticmethod
+    def _per_image(weight: Tensor, mask_feats: Tensor, image_index: Tensor) -> Tensor:
+        """Return the first layer's response to the mask features, (K, 8, h, w)."""
+        counts = image_index.bincount(minlength=len(mask_feats)).tolist()
+        groups = weight.split(counts)
+        parts = [group.flatten(0, 1) @ feature.flatten(1) for group, feature in zip(groups, mask_feats, strict=True)]
+        return torch.cat(parts).reshape(-1, HIDDEN, *mask_feats.shape[-2:])

@@ -1,0 +1,272 @@
+"""One training step, in the order of the paper: teacher, labels, losses. Read this file first.
+
+    camera student   FCOS + projection + colour pairs from 2D boxes; from `start` on also the teacher's masks (IPG)
+    LiDAR student    focal + centre votes on spatial labels (SPG), corrected by the teacher's vote history (PVC)
+    cross-modal      LiDAR teacher -> camera student, camera teacher -> LiDAR student on point-pixel pairs (CSCS)
+
+No optimiser, no checkpoint, no configuration file: those are `mwsis.training`. The labels made from boxes come in with
+the batch (`spatial_labels.py`), ground truth never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from camera.sources import DenseTarget, PositiveAggregation
+from camera.terms import MaskContext
+from fusion.correspondence import point_pixel_pairs
+from fusion.distillation import camera_to_lidar, class_maps, lidar_to_camera
+from fusion.segmentor import MultimodalSegmentor
+from fusion.vote_history import VoteHistory, correct_labels, votes_from_prob
+from lidar.point_head import semantic_loss, vote_loss
+from lidar.segmentor import PointOutput
+from mwsis.core.batch import Batch
+from mwsis.core.ema import EMATeacher
+from mwsis.core.instances import PointLabels
+from mwsis.core.schedule import EMADecay, Ramp
+
+__all__ = ["Method", "PretrainingStep", "WeightedTerm"]
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A camera mask term and its weight over the run."""
+
+    term: Callable[[MaskContext], Tensor]
+    schedule: Ramp
+
+    @property
+    def needs_target(self) -> bool:
+        return "target" in self.term.needs  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method consists of; `configs/method/*.yaml` in objects.
+
+    Attributes:
+        camera_terms: mask terms by name.
+        mask_source: makes camera pseudo masks from the teacher's positives; None = none.
+        lidar_to_camera, camera_to_lidar: weight of the distillation over the run; None = off.
+        record_votes_from: progress from which the teacher's point votes are stored; None = never.
+        correct_votes_from: progress from which unanimous votes override spatial labels.
+        semantic_weight, vote_weight: LiDAR losses (MWSIS section 3.7: 100 and 1).
+        ema_decay: None = the student is its own teacher.
+    """
+
+    camera_terms: dict[str, WeightedTerm]
+    mask_source: PositiveAggregation | None = None
+    lidar_to_camera: Ramp | None = None
+    camera_to_lidar: Ramp | None = None
+    record_votes_from: float | None = None
+    correct_votes_from: float = 1.0
+    semantic_weight: float = 100.0
+    vote_weight: float = 1.0
+    ema_decay: EMADecay | None = field(default_factory=EMADecay)
+
+
+@dataclass
+class CameraPass:
+    """What the camera branch found in a batch, kept for the distillation.
+
+    Attributes:
+        mask_logits: (K, h, w) float32, the student's masks at ``stride``.
+        mask_labels, mask_images: (K,) int64, class and image of each mask.
+        target: the teacher's masks per box, or None before their start.
+        gt_labels, gt_images: (G,) int64, class and image of each box.
+    """
+
+    mask_logits: Tensor
+    mask_labels: Tensor
+    mask_images: Tensor
+    target: DenseTarget | None
+    gt_labels: Tensor
+    gt_images: Tensor
+
+
+class PretrainingStep(nn.Module):
+    """Student, teacher and the losses between them.
+
+    Args:
+        student: trained by gradient.
+        method: which terms, from when.
+        num_classes: C.
+        vote_history: the teacher's past opinions on each point; None when the method records none.
+    """
+
+    def __init__(
+        self, student: MultimodalSegmentor, method: Method, num_classes: int, vote_history: VoteHistory | None = None
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = EMATeacher(student) if method.ema_decay is not None else None
+        self.method = method
+        self.num_classes = num_classes
+        self.vote_history = vote_history
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the weighted losses of one batch; their sum is what the student minimises.
+
+        Args:
+            batch: frames with 2D boxes and spatial labels.
+            progress: share of the run already done, [0, 1).
+
+        Returns:
+            Scalars by name, connected to the student only. A term is absent before its start.
+        """
+        losses: dict[str, Tensor] = {}
+        view, points = None, None
+        teacher_prob = self._teacher_point_prob(batch, progress)
+        if self.student.camera is not None and len(batch.images):
+            view = self._camera_losses(batch, progress, losses)
+        if self.student.lidar is not None:
+            points = self._lidar_losses(batch, teacher_prob, progress, losses)
+        if view is not None and points is not None:
+            self._cross_modal_losses(batch, view, points, teacher_prob, progress, losses)
+        return losses
+
+    @torch.no_grad()
+    def update_teacher(self, progress: float) -> None:
+        """Move the teacher towards the student; call after the optimiser step."""
+        if self.teacher is not None and self.method.ema_decay is not None:
+            self.teacher.update(self.student, self.method.ema_decay(progress))
+
+    def train(self, mode: bool = True) -> PretrainingStep:
+        """Switch the student; the teacher stays in evaluation mode (*corrected*: published trains its norms)."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def _camera_losses(self, batch: Batch, progress: float, losses: dict[str, Tensor]) -> CameraPass:
+        camera, images = self.student.camera, batch.images
+        assert camera is not None
+        dense = camera.dense(images)
+        positives = camera.assign(dense, images.labels)
+        for name, value in camera.detection_loss(dense, positives).items():
+            losses[f"camera/{name}"] = value
+
+        sampled = camera.sample(dense, positives)
+        target = self._teacher_masks(batch, sampled, progress)
+        context = MaskContext.build(images, sampled, camera.decode_masks(dense, sampled), target)
+        for name, weighted in self.method.camera_terms.items():
+            weight = weighted.schedule(progress)
+            if weight > 0 and not (weighted.needs_target and target is None):
+                losses[f"camera/{name}"] = weight * weighted.term(context)
+        return CameraPass(
+            context.mask_logits,
+            context.gt_labels[sampled.gt_index],
+            sampled.image_index,
+            target,
+            context.gt_labels,
+            context.gt_image,
+        )
+
+    def _lidar_losses(
+        self, batch: Batch, teacher_prob: Tensor | None, progress: float, losses: dict[str, Tensor]
+    ) -> PointOutput:
+        assert self.student.lidar is not None
+        pseudo = self._corrected_labels(batch, progress)
+        if teacher_prob is not None:
+            self._record_votes(batch, teacher_prob, progress)
+        output = self.student.lidar(batch.points)
+        losses["lidar/semantic"] = semantic_loss(
+            output.class_logits, pseudo.semantic_labels, valid=output.in_range, weight=self.method.semantic_weight
+        )
+        losses["lidar/vote"] = self.method.vote_weight * vote_loss(
+            output.vote_encoded,
+            batch.points.xyz,
+            pseudo.semantic_labels,
+            pseudo.instance_ids,
+            batch.points.batch_index,
+            valid=output.in_range,
+        )
+        return output
+
+    def _cross_modal_losses(
+        self,
+        batch: Batch,
+        view: CameraPass,
+        points: PointOutput,
+        teacher_prob: Tensor | None,
+        progress: float,
+        losses: dict[str, Tensor],
+    ) -> None:
+        camera = self.student.camera
+        assert camera is not None
+        pairs = point_pixel_pairs(batch.pixel_uv, batch.image_index)
+        shape = (len(batch.images), self.num_classes)
+        weight = self.method.lidar_to_camera(progress) if self.method.lidar_to_camera else 0.0
+        if weight > 0 and teacher_prob is not None:
+            maps, present = class_maps(view.mask_logits.sigmoid(), view.mask_labels, view.mask_images, *shape)
+            loss = lidar_to_camera(pairs, maps, present, camera.mask_stride, teacher_prob)
+            losses["camera/from_lidar"] = weight * loss
+
+        weight = self.method.camera_to_lidar(progress) if self.method.camera_to_lidar else 0.0
+        if weight > 0 and view.target is not None:
+            shown = view.target.present
+            maps, present = class_maps(view.target.per_gt[shown], view.gt_labels[shown], view.gt_images[shown], *shape)
+            loss = camera_to_lidar(pairs, maps, present, camera.mask_stride, points.class_logits)
+            losses["lidar/from_camera"] = weight * loss
+
+    @torch.no_grad()
+    def _teacher_point_prob(self, batch: Batch, progress: float) -> Tensor | None:
+        """Return the LiDAR teacher's class probabilities (N, C), or None while nobody asks for them."""
+        record = self.method.record_votes_from
+        asked = record is not None and progress >= record
+        asked |= self.method.lidar_to_camera is not None and self.method.lidar_to_camera(progress) > 0
+        if self.student.lidar is None or not asked:
+            return None
+        with self._teaching() as teacher:
+            output: PointOutput = teacher.lidar(batch.points)
+        return output.class_prob
+
+    @torch.no_grad()
+    def _teacher_masks(self, batch: Batch, sampled: object, progress: float) -> DenseTarget | None:
+        """Return the camera teacher's mask per box (IPG), or None while nobody asks for them."""
+        asked = [term.schedule(progress) > 0 for term in self.method.camera_terms.values() if term.needs_target]
+        asked.append(self.method.camera_to_lidar is not None and self.method.camera_to_lidar(progress) > 0)
+        if self.method.mask_source is None or not any(asked):
+            return None
+        with self._teaching() as teacher:
+            dense = teacher.camera.dense(batch.images)
+            masks = teacher.camera.decode_masks(dense, sampled).sigmoid()
+            cls_prob, iou = teacher.camera.evidence(dense, sampled, batch.images.labels)
+        num_boxes = sum(len(labels.objects) for labels in batch.images.labels)
+        return self.method.mask_source(masks, cls_prob, iou, sampled.gt_index, num_boxes)  # type: ignore[attr-defined]
+
+    def _corrected_labels(self, batch: Batch, progress: float) -> PointLabels:
+        if self.vote_history is None or progress < self.method.correct_votes_from:
+            return batch.pseudo
+        votes = [self.vote_history.unanimous(frame, rows) for frame, rows, _ in self._frames(batch)]
+        return correct_labels(batch.pseudo, torch.cat(votes).to(batch.pseudo.semantic_labels.device))
+
+    def _record_votes(self, batch: Batch, teacher_prob: Tensor, progress: float) -> None:
+        record = self.method.record_votes_from
+        if self.vote_history is not None and record is not None and progress >= record:
+            votes = votes_from_prob(teacher_prob).cpu()
+            for frame, rows, span in self._frames(batch):
+                self.vote_history.push(frame, rows, votes[span])
+
+    @staticmethod
+    def _frames(batch: Batch) -> Iterator[tuple[int, Tensor, slice]]:
+        offsets = batch.points.batch_offsets.tolist()
+        point_index = batch.points.point_index.cpu()
+        for frame, start, end in zip(batch.frame_index.tolist(), offsets[:-1], offsets[1:], strict=True):
+            yield frame, point_index[start:end], slice(start, end)
+
+    @contextmanager
+    def _teaching(self) -> Iterator[MultimodalSegmentor]:
+        if self.teacher is not None:
+            yield self.teacher.module
+            return
+        self.student.eval()
+        try:
+            yield self.student
+        finally:
+            self.student.train()

@@ -1,0 +1,123 @@
+"""Loading weights with a report, and reading checkpoints safely: nothing is skipped in silence.
+
+A checkpoint is read without executing anything it contains. Not here: translating names between detectors
+(`mwsis.export`).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, nn
+
+from mwsis.core.errors import WeightMismatchError
+
+__all__ = ["LoadReport", "compare_weights", "load_weights", "read_checkpoint"]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a set of tensors fits a module, by name.
+
+    Attributes:
+        matched: names with the same shape on both sides.
+        missing: names that the module has and the set lacks.
+        unexpected: names that the set has and the module lacks.
+        wrong_shape: (name, shape in the module, shape in the set).
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    wrong_shape: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every tensor has its counterpart."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def __str__(self) -> str:
+        total = len(self.matched) + len(self.missing) + len(self.wrong_shape)
+        clauses = [f"{len(self.matched)} of {total} tensors match"]
+        if self.missing:
+            clauses.append(f"{len(self.missing)} missing, first '{self.missing[0]}'")
+        if self.unexpected:
+            clauses.append(f"{len(self.unexpected)} unexpected, first '{self.unexpected[0]}'")
+        if self.wrong_shape:
+            name, expected, got = self.wrong_shape[0]
+            clauses.append(f"{len(self.wrong_shape)} of another shape, first '{name}': expected {expected}, got {got}")
+        return "; ".join(clauses)
+
+
+def compare_weights(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
+    """Return how a set of tensors fits a module, without loading it.
+
+    Args:
+        module: the module to be filled.
+        state: tensors by the names of ``module.state_dict()``.
+
+    Returns:
+        The report, names in the order of the module and of ``state``.
+    """
+    own = module.state_dict()
+    shared = [name for name in own if name in state]
+    shapes = [(name, tuple(own[name].shape), tuple(state[name].shape)) for name in shared]
+    return LoadReport(
+        matched=tuple(name for name, expected, got in shapes if expected == got),
+        missing=tuple(name for name in own if name not in state),
+        unexpected=tuple(name for name in state if name not in own),
+        wrong_shape=tuple(row for row in shapes if row[1] != row[2]),
+    )
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> LoadReport:
+    """Fill a module from tensors that must fit it exactly.
+
+    Args:
+        module: the module to fill, in place, on its own device.
+        state: tensors by the names of ``module.state_dict()``.
+        what: what is being loaded, in the user's words, usually a path; begins the error sentence.
+
+    Returns:
+        The report; every tensor is in ``matched``.
+
+    Raises:
+        WeightMismatchError: a tensor is missing, unexpected or of another shape; the module is left as it was.
+    """
+    report = compare_weights(module, state)
+    if not report.fits:
+        raise WeightMismatchError(f"{what}: {report}; load it into the configuration it was trained with")
+    module.load_state_dict(dict(state), strict=True)
+    return report
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Return the content of a checkpoint file, tensors on the CPU; no code in it is run.
+
+    Args:
+        path: a file written by ``torch.save``.
+
+    Returns:
+        The saved dictionary.
+
+    Raises:
+        WeightMismatchError: there is no such file, it is not a checkpoint, or it holds more than tensors and numbers.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightMismatchError(f"{path}: no such file; give the path of a checkpoint") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightMismatchError(
+            f"{path}: expected a checkpoint of tensors and plain values, and reading it failed ({reason[0][:160]})"
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightMismatchError(f"{path}: expected a checkpoint dictionary, got {type(content).__name__}")
+    return content

@@ -1,0 +1,55 @@
+"""What a data set must offer: a list of frames by split and a way to read one.
+
+Every data set is one class with these members; nothing else in the project knows where frames come from. Formats,
+caching and training samples are elsewhere. Next: `mwsis.data.street.source` for a complete example, `store.py` for how
+frames are kept on disk.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from mwsis.core.frame import Frame
+
+__all__ = ["Source"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set that can be read frame by frame.
+
+    Attributes:
+        name: short name used in folders and reports.
+        class_names: name of class 0, 1, ...; the index is the label everywhere.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Return a short text that changes whenever the frames or their labels would change."""
+        ...
+
+    def frame_ids(self, split: str) -> list[str]:
+        """Return the frames of a split, frames of one segment next to each other and in order of time.
+
+        Raises:
+            DataError: the data set has no such split.
+        """
+        ...
+
+    def segment_of(self, frame_id: str) -> str:
+        """Return the segment (drive) a frame belongs to; a segment never spans two splits meant to be disjoint.
+
+        Raises:
+            DataError: there is no such frame.
+        """
+        ...
+
+    def read(self, frame_id: str) -> Frame:
+        """Return one frame, with its ground truth where the data set has any.
+
+        Raises:
+            DataError: there is no such frame, or it cannot be decoded.
+        """
+        ...

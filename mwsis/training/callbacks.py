@@ -1,0 +1,105 @@
+"""What happens around a step: checkpoints, interrupts, the loss log.
+
+on_train_start       handlers for ctrl-C and SIGTERM are installed
+on_train_batch_end   losses are logged; every `every` steps, at an interrupt and at the end the run is saved
+teardown             handlers are put back
+"""
+
+from __future__ import annotations
+
+import csv
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from torch.utils.tensorboard import SummaryWriter
+
+from mwsis.core.files import atomic_write
+from mwsis.training import checkpoint
+from mwsis.training.module import PretrainingModule
+
+__all__ = ["LossLog", "SaveAndStop", "read_losses"]
+
+
+class SaveAndStop(Callback):
+    """Saves the run; an interrupt saves after the step in progress and stops.
+
+    Args:
+        path: checkpoint file, replaced each time.
+        every: steps between checkpoints.
+        facts: plain values written into each checkpoint.
+    """
+
+    def __init__(self, path: Path, every: int, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.every = every
+        self.facts = facts
+        self.interrupted = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PretrainingModule)
+        done = pl_module.steps_done
+        if self.interrupted or done % self.every == 0 or done == pl_module.max_steps:
+            checkpoint.save(self.path, pl_module.step, pl_module.branch_optimisers, done, self.facts)
+        if self.interrupted:
+            trainer.should_stop = True
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, stack: FrameType | None) -> None:
+        if self.interrupted:  # the second one does not wait
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+
+class LossLog(Callback):
+    """Writes every loss to ``losses.csv`` (step, name, value) and to TensorBoard.
+
+    Rows at or after the step a run is resumed from are dropped first, so the file reads as if never interrupted.
+    """
+
+    def __init__(self, folder: Path, start_step: int, every: int) -> None:
+        self.path = folder / "losses.csv"
+        self.every = every
+        rows = [row for row in read_losses(self.path) if row[0] < start_step] if self.path.exists() else []
+        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("step", "name", "value"), *rows])
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PretrainingModule)
+        step = pl_module.steps_done - 1
+        if step % self.every:
+            return
+        rows = [(step, name, float(value)) for name, value in outputs.items()]
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+        for _, name, value in rows:
+            self.board.add_scalar(name, value, step)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self.board.close()
+
+
+def read_losses(path: Path) -> list[tuple[int, str, float]]:
+    """Return the rows (step, name, value) of a loss log; a last line cut short by a crash is left out."""
+    rows = []
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in list(csv.reader(file))[1:]:
+            if len(row) == 3 and row[2]:
+                rows.append((int(row[0]), row[1], float(row[2])))
+    return rows

@@ -1,0 +1,195 @@
+"""How every command starts: compose the configuration, say a mistake in one sentence, leave with the right exit code.
+
+Light on purpose: a wrong key is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from mwsis.core.errors import ConfigError, MwsisError, closest_name
+from mwsis.training.config import RunConfig, register_schemas
+
+__all__ = [
+    "CONFIG_DIR",
+    "compose_run",
+    "print_scores",
+    "progress_line",
+    "restore_config",
+    "run_command",
+    "split_arguments",
+]
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_command(main: Callable[[list[str]], None], description: str) -> None:
+    """Run a command's ``main`` on the command line's ``key=value`` arguments.
+
+    Args:
+        main: takes the arguments; raises `MwsisError` for what the user can put right.
+        description: printed for ``--help``.
+
+    Raises:
+        SystemExit: 0 after help, 2 after a user error, 130 after an interrupt.
+    """
+    arguments = sys.argv[1:]
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(description.strip())
+        raise SystemExit(0)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        main(arguments)
+    except MwsisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def split_arguments(arguments: list[str], own: dict[str, str | None]) -> tuple[dict[str, str | None], list[str]]:
+    """Separate a command's own keys from overrides of the run configuration.
+
+    Args:
+        arguments: ``key=value`` strings.
+        own: the command's own keys with defaults; a default of ``""`` marks a required key.
+
+    Returns:
+        The own keys with values, and the remaining arguments in order.
+
+    Raises:
+        ConfigError: an argument is no ``key=value``, or a required key is missing.
+    """
+    values, overrides = dict(own), []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"argument '{argument}': expected key=value; see --help")
+        if key in own:
+            values[key] = value
+        else:
+            overrides.append(argument)
+    for key, value in values.items():
+        if value == "":
+            raise ConfigError(f"'{key}=...' is required; see --help")
+    return values, overrides
+
+
+def compose_run(overrides: list[str]) -> DictConfig:
+    """Return the run configuration for these overrides.
+
+    Raises:
+        ConfigError: an override names an unknown key, group or option, or a value of the wrong type.
+    """
+    register_schemas()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+        try:
+            config = compose("train", overrides=overrides)
+            OmegaConf.resolve(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_sentence(error, overrides)) from None
+    missing = OmegaConf.missing_keys(config)
+    if "root" in config.data.source and config.data.source.root is None:
+        missing = {"data.root"}
+    if missing:
+        raise ConfigError(f"'{sorted(missing)[0]}' has no value; give it as {sorted(missing)[0]}=...")
+    return config
+
+
+def restore_config(saved: str, asked: DictConfig | None, overrides: list[str]) -> DictConfig:
+    """Return a run's saved configuration, with the data set replaced where the user asked for another.
+
+    Args:
+        saved: YAML from a checkpoint.
+        asked: the configuration composed from ``overrides``, or None without any.
+        overrides: what the user gave.
+
+    Raises:
+        ConfigError: an override is about something other than the data set.
+    """
+    for override in overrides:
+        if not re.match(r"data[.=]", override):
+            raise ConfigError(f"argument '{override}': only data=... and data.<key>=... can change after training")
+    config = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(saved))
+    if asked is not None:
+        config.data = asked.data
+    assert isinstance(config, DictConfig)
+    return config
+
+
+_bars: dict[str, tqdm] = {}
+
+
+def progress_line(name: str, done: int, total: int) -> None:
+    """Show how far a named piece of work is and how long it will still take; quiet when it was a single item."""
+    if name not in _bars:
+        if total <= 1 or done >= total:
+            return
+        _bars[name] = tqdm(total=total, desc=name, leave=False)
+    _bars[name].update(done - _bars[name].n)
+    if done >= total:
+        _bars.pop(name).close()
+
+
+def print_scores(metrics: dict[str, Any]) -> None:
+    """Print the headline scores, one line per branch and model."""
+    for branch in ("camera", "lidar"):
+        for model, scores in (metrics.get(branch) or {}).items():
+            chosen = {
+                name: value for name, value in (scores or {}).items() if isinstance(value, float) and "/" not in name
+            }
+            text = "  ".join(f"{name} {value:.3f}" for name, value in chosen.items())
+            print(f"{branch} {model}: {text or 'no ground truth to score against'}")
+
+
+def _sentence(error: Exception, overrides: list[str]) -> str:
+    text = " ".join(str(error).split())
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+        group, option = found.groups()
+        options = [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]
+        return f"{group}={option}: no such {group}" + closest_name(option, options)
+    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|not in)", text):
+        wrong = _given_key(found.group(1) or found.group(2), overrides)
+        return f"'{wrong}' is not a setting" + closest_name(wrong, _known_keys(), shown=_groups())
+    cause = " ".join(str(error.__cause__ or error).split())
+    if found := re.search(r"(Value .*?)(?: full_key: (\S+)|$)", cause):
+        return f"{found.group(2) or 'a setting'}: {found.group(1)}"
+    return text.split(" See https")[0]
+
+
+def _given_key(fragment: str, overrides: list[str]) -> str:
+    keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
+    return next((key for key in keys if key == fragment or key.endswith("." + fragment)), fragment)
+
+
+def _groups() -> list[str]:
+    return [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+
+
+def _known_keys() -> list[str]:
+    return _groups() + list(_leaves(compose("train"), ""))
+
+
+def _leaves(node: DictConfig, prefix: str) -> Iterator[str]:
+    for key in node:
+        path = f"{prefix}{key}"
+        yield path
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            yield from _leaves(child, path + ".")

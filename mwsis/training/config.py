@@ -1,0 +1,191 @@
+"""The typed configuration of a run: one dataclass per group of `configs/`, composed by hydra.
+
+A value that is a class (`_target_`) is only used where outsiders plug in: data sources, loss terms, affinities,
+pseudo-mask sources. Commands start in `commands.py`; the run itself is `run.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+__all__ = [
+    "BranchOptimConfig",
+    "CameraConfig",
+    "DataConfig",
+    "LidarConfig",
+    "MethodConfig",
+    "RunConfig",
+    "TermConfig",
+    "TrainerConfig",
+    "register_schemas",
+]
+
+
+@dataclass
+class DataConfig:
+    """A data set and how frames become samples."""
+
+    name: str = MISSING
+    # `_target_` of a Source and its settings
+    source: Any = MISSING
+    # folder of the data set; unused by the embedded one
+    root: str | None = None
+    # frame stores and label caches are kept here
+    cache: str = MISSING
+    train_split: str = "train"
+    val_split: str = "val"
+    # x0 y0 z0 x1 y1 z1, metres, vehicle frame: points outside never enter the network
+    point_cloud_range: list[float] = MISSING
+    # points that fall on no image carry no label (published: true)
+    only_in_image: bool = True
+    # image widths drawn from at training time, px; the last one is used for evaluation
+    image_widths: list[int] = MISSING
+    # rotation +-deg and relative scale of the sweep (MWSIS: 45, 0.05)
+    rotation_deg: float = 45.0
+    scale_jitter: float = 0.05
+    # cameras loaded per frame and training step; null = all
+    cameras_per_frame: int | None = None
+    # class-wise clustering radii, metres, in class order (MWSIS section 3.1: .6 .1 .4)
+    radii: list[float] = field(default_factory=lambda: [0.6, 0.1, 0.4])
+    # whether the data set has camera mask ground truth to score against
+    has_mask_truth: bool = True
+
+
+@dataclass
+class BranchOptimConfig:
+    """Optimiser of one branch."""
+
+    kind: str = MISSING  # sgd | adamw
+    lr: float = MISSING
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    # linear or cosine rise from lr*start_factor to lr over `rise` of the run, then cosine to lr*final_factor
+    rise: float = 0.1
+    start_factor: float = 0.1
+    final_factor: float = 0.0
+    # L2 norm; 0 = off
+    clip_norm: float = 0.0
+
+
+@dataclass
+class CameraConfig:
+    """CondInst: FCOS detector with a dynamic mask head."""
+
+    backbone: str = "resnet18"
+    pretrained: bool = False
+    channels: int = 64
+    head_convs: int = 2
+    # FCOS: largest side regressed on each pyramid level, px of the network input
+    size_ranges: list[float] = field(default_factory=lambda: [64.0, 128.0, 256.0, 512.0])
+    masks_per_image: int = 64
+    bn_momentum: float = 0.1
+    optim: BranchOptimConfig = field(default_factory=BranchOptimConfig)
+
+
+@dataclass
+class LidarConfig:
+    """Sparse U-Net with a point head."""
+
+    network: str = "unet_v2"
+    # metres, x y z
+    voxel_size: list[float] = MISSING
+    hidden: int = 64
+    bn_momentum: float = 0.1
+    semantic_weight: float = 100.0
+    vote_weight: float = 1.0
+    # an instance needs this many points
+    min_points: int = 3
+    optim: BranchOptimConfig = field(default_factory=BranchOptimConfig)
+
+
+@dataclass
+class TermConfig:
+    """A loss term and its schedule in fractions of the run."""
+
+    weight: float = 1.0
+    start: float = 0.0
+    length: float = 0.0
+    enabled: bool = True
+    # `_target_` of a camera term; null for the terms that `fusion.step` owns
+    term: Any = None
+
+
+@dataclass
+class CrossModalConfig:
+    """Directions of the cross-modal distillation (CSCS)."""
+
+    camera_to_lidar: bool = True
+    lidar_to_camera: bool = True
+
+
+@dataclass
+class MethodConfig:
+    """Labels, losses and teachers: a method is one such file."""
+
+    name: str = MISSING
+    # which branches are trained
+    branches: list[str] = field(default_factory=lambda: ["camera", "lidar"])
+    # EMA teachers; false = the student is its own teacher
+    ema: bool = True
+    # spatial pseudo labels; false = every point inside a 2D box
+    spg: bool = True
+    # the ring-segment half of them; false = clustering alone
+    spg_rings: bool = True
+    # camera pseudo masks from the teacher's positives
+    ipg: bool = True
+    # point voting correction from the teacher's history
+    pvc: bool = True
+    # ring-segment correction of predictions at test time (published: off)
+    rsc: bool = False
+    cscs: CrossModalConfig = field(default_factory=CrossModalConfig)
+    # EMA decay = min(maximum, 1 - exp(-progress / ramp))
+    ema_maximum: float = 0.999
+    ema_ramp: float = 0.035
+    # the teacher's point votes are recorded from here (published: 0), corrections from them start at pvc_start
+    pvc_record: float = 0.0
+    pvc_start: float = 0.5
+    # `_target_` of the source of camera pseudo masks
+    mask_source: Any = None
+    camera_terms: dict[str, TermConfig] = field(default_factory=dict)
+    lidar_to_camera: TermConfig = field(default_factory=TermConfig)
+    camera_to_lidar: TermConfig = field(default_factory=TermConfig)
+
+
+@dataclass
+class TrainerConfig:
+    """How long, on what, and how often the run is saved."""
+
+    max_steps: int = MISSING
+    frames_per_step: int = 1
+    accelerator: str = "auto"
+    devices: int = 1
+    workers: int = 0
+    checkpoint_every: int = 50
+    log_every: int = 1
+    # frames drawn in the report
+    report_frames: int = 3
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run."""
+
+    seed: int = 0
+    # run folder; null = runs/<method>-<data>-s<seed>-<time>
+    out: str | None = None
+    # run folder to continue; everything else is then read from its config.yaml
+    resume: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    lidar: LidarConfig = field(default_factory=LidarConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def register_schemas() -> None:
+    """Tell hydra the schema, so that a wrong type or key is refused when the configuration is composed."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)

@@ -1,0 +1,86 @@
+"""Labels from 2D boxes, one box and one point at a time, in the published order of steps."""
+
+import numpy as np
+
+from mwsis.core.frame import Frame
+
+BACKGROUND, IGNORE = -2, -1
+
+
+def points_in_boxes2d(frame: Frame) -> tuple[dict[int, list[int]], list[int]]:
+    """Return the points of each box (index over all cameras) and the class of each box, -1 for an ignore region."""
+    members: dict[int, list[int]] = {}
+    classes: list[int] = []
+    for camera, view in enumerate(frame.cameras):
+        for box, label, ignore in zip(view.labels.boxes, view.labels.labels, view.labels.ignore):
+            inside = []
+            for point in range(len(frame.points)):
+                for slot in range(frame.pixels.camera_index.shape[1]):
+                    u, v = frame.pixels.pixel_uv[point, slot]
+                    if frame.pixels.camera_index[point, slot] == camera and box[0] <= u < box[2] and box[1] <= v < box[3]:
+                        inside.append(point)
+                        break
+            members[len(classes)] = inside
+            classes.append(-1 if ignore else int(label))
+    return members, classes
+
+
+def ring_flags(in_box: np.ndarray, seen: np.ndarray, segment_id: np.ndarray) -> np.ndarray:
+    flags = np.zeros(len(in_box), dtype=int)
+    for segment in set(segment_id.tolist()):
+        mine = (segment_id == segment) & seen
+        inside = mine & in_box
+        if not inside.any():
+            continue
+        share = (mine & ~in_box).sum() / mine.sum()
+        if segment == -1:
+            flags[inside] = 1 if share == 0 else -1
+        elif share < 0.05:
+            flags[inside] = 1
+        elif share < 0.5:
+            flags[inside] = -1
+    return flags
+
+
+def largest_cluster(xy: np.ndarray, members: list[int], radius: float) -> list[int]:
+    clusters: list[list[int]] = []
+    left = list(members)
+    while left:
+        cluster, frontier = [left.pop(0)], 0
+        while frontier < len(cluster):
+            near = [p for p in left if np.hypot(*(xy[p] - xy[cluster[frontier]])) < radius]
+            left = [p for p in left if p not in near]
+            cluster += near
+            frontier += 1
+        clusters.append(cluster)
+    return max(clusters, key=len) if clusters else []  # the first of equally large ones
+
+
+def spatial_labels(
+    frame: Frame, segment_id: np.ndarray, rings: bool, clustering: bool, radii: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return semantic labels and instance ids."""
+    members, classes = points_in_boxes2d(frame)
+    seen = frame.pixels.in_any_image.numpy()
+    in_box = np.zeros(len(frame.points), dtype=bool)
+    for box, points in members.items():
+        if classes[box] >= 0:
+            in_box[points] = True
+    flags = ring_flags(in_box, seen, segment_id) if rings else in_box.astype(int)
+    xy = frame.points.xyz[:, :2].double().numpy()
+    slots: list[list[int]] = [[] for _ in range(len(frame.points))]
+    for box, points in members.items():
+        if classes[box] < 0:
+            continue
+        kept = [point for point in points if flags[point] == 1]
+        for point in largest_cluster(xy, kept, radii[classes[box]]) if clustering else kept:
+            slots[point] = [*slots[point][:1], box]
+    semantic, instance = np.full(len(xy), BACKGROUND), np.full(len(xy), -1)
+    for point, ids in enumerate(slots):
+        if ids:
+            semantic[point], instance[point] = classes[ids[-1]], ids[-1]
+        elif flags[point] == -1 or not seen[point]:
+            semantic[point] = IGNORE
+        elif any(classes[box] < 0 and point in points for box, points in members.items()):
+            semantic[point] = IGNORE
+    return semantic, instance

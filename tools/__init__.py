@@ -1,0 +1,1 @@
+"""The commands; each is a thin main over the packages."""

@@ -1,0 +1,69 @@
+"""Train both branches from 2D boxes, then evaluate, export the 3D backbone and write the report.
+
+    uv run tools/train.py                                    the embedded street world, five minutes on two cores
+    uv run tools/train.py method=frustum seed=1              another method (configs/method), another seed
+    uv run tools/train.py experiment=kitti_mini data.root=D  a KITTI folder
+    uv run tools/train.py resume=RUN                         continue a run that was interrupted (ctrl-C saves first)
+
+Settings are key=value; files in configs/ hold the defaults of each group:
+    data=street|kitti  method=mwsis|boxinst|frustum  camera=...  lidar=...  trainer=cpu|gpu  experiment=...
+    seed=0  out=DIR  trainer.max_steps=N  method.ipg=false  method.pvc=false  method.cscs.camera_to_lidar=false  ...
+
+The run folder holds config.yaml, metrics.json, report.html, losses.csv, checkpoints/last.ckpt and export/.
+Exit code: 0 done, 2 wrong input (one sentence says what), 130 interrupted (resume continues).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mwsis.core.errors import ConfigError
+from mwsis.training.commands import compose_run, print_scores, progress_line, run_command
+
+if TYPE_CHECKING:
+    from mwsis.training.config import RunConfig
+    from mwsis.training.run import Prepared, RunFolder
+
+
+def main(arguments: list[str]) -> None:
+    """Compose, prepare, train, evaluate, export, report."""
+    config = compose_run(arguments)
+    if config.resume is not None and any(not argument.startswith("resume=") for argument in arguments):
+        raise ConfigError("resume=... takes every setting from the run's config.yaml; remove the other arguments")
+
+    from mwsis.training import build
+    from mwsis.training.run import open_run, prepare, train
+
+    began = time.monotonic()
+    run, folder = open_run(config)
+    source = build.build_source(run)
+    prepared = prepare(run, source, progress_line)
+    if not train(run, folder, prepared):
+        print(f"\ninterrupted; continue with: uv run tools/train.py resume={folder.root}")
+        raise KeyboardInterrupt
+    finish(run, folder, prepared, began)
+    print(f"run: {folder.root}")
+
+
+def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) -> None:
+    """Evaluate teacher and student, export the teacher's 3D backbone, write metrics and report."""
+    from mwsis.core.files import write_json
+    from mwsis.report.run_report import write_run_report
+    from mwsis.training.checkpoint import read_run_checkpoint
+    from mwsis.training.evaluate import evaluate_run
+    from tools.export import export_run
+
+    state = read_run_checkpoint(folder.checkpoint)
+    metrics, shown = evaluate_run(run, state, prepared, str(folder.checkpoint), progress_line)
+    if "lidar" in run.method.branches:
+        scores = (metrics["lidar"] or {}).get("teacher") or {}
+        export_run(state, str(folder.checkpoint), folder.export, "teacher", scores)
+    metrics["wall_s"] = round(time.monotonic() - began, 1)
+    write_json(folder.metrics, metrics)
+    write_run_report(folder, metrics, shown)
+    print_scores(metrics)
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__ or "")
