@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import GroupNorm
+from timm.layers.norm import GroupNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,10 +33,12 @@ def norm_groups(channels: int) -> int:
     return 32 if channels >= 128 else 16
 
 
-def _create(name: str, pretrained: bool, norm: str) -> nn.Module:
+def _create(name: str, pretrained: bool, norm: str) -> Any:
     options: dict[str, Any] = {"norm_layer": partial(GroupNorm, num_groups=16)} if norm == "group" else {}
     if not timm.is_model(name):
-        raise ConfigError(f"camera.backbone: expected a timm model, got '{name}'{closest_name(name, timm.list_models())}")
+        raise ConfigError(
+            f"camera.backbone: expected a timm model, got '{name}'{closest_name(name, timm.list_models())}"
+        )
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
     except (OSError, RuntimeError, TypeError) as error:
@@ -76,32 +78,36 @@ class ImageBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in NORMS:
-            raise ConfigError(f"camera.norm: expected one of {', '.join(NORMS)}, got '{norm}'{closest_name(norm, NORMS)}")
+            raise ConfigError(
+                f"camera.norm: expected one of {', '.join(NORMS)}, got '{norm}'{closest_name(norm, NORMS)}"
+            )
         if pixel_style not in PIXEL_STYLES:
             raise ConfigError(f"camera.pixel_style: got '{pixel_style}'{closest_name(pixel_style, PIXEL_STYLES)}")
-        self.body = _create(name, pretrained, norm)
-        strides = list(self.body.feature_info.reduction())
+        body = _create(name, pretrained, norm)
+        self.body: nn.Module = body
+        strides, names = list(body.feature_info.reduction()), list(body.feature_info.module_name())
         if not set(BACKBONE_STRIDES) <= set(strides):
             raise ConfigError(f"camera.backbone: expected feature strides 8, 16, 32, got {strides} from '{name}'")
         self.feature_index = [strides.index(stride) for stride in BACKBONE_STRIDES]
-        self.channels = [self.body.feature_info.channels()[index] for index in self.feature_index]
+        self.channels = [body.feature_info.channels()[index] for index in self.feature_index]
         self.norm = norm
-        self.frozen_modules = self._stage_modules(frozen_stages, strides)
+        self.frozen_modules = self._stage_modules(frozen_stages, dict(zip(strides, names, strict=True)))
         for module in self.frozen_modules:
             module.requires_grad_(False)
         mean, deviation, self.swap_channels = PIXEL_STYLES[pixel_style]
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(deviation).reshape(1, 3, 1, 1), persistent=False)
 
-    def _stage_modules(self, frozen_stages: int, strides: list[int]) -> list[nn.Module]:
+    def _stage_modules(self, frozen_stages: int, module_of_stride: dict[int, str]) -> list[nn.Module]:
         if frozen_stages == 0:
             return []
-        names = list(dict(self.body.named_children()))
-        stride = 2 ** (frozen_stages + 1)
-        if stride not in strides or self.body.feature_info.info[strides.index(stride)]["module"] not in names:
-            raise ConfigError(f"camera.frozen_stages: {frozen_stages} is not possible with this backbone; set it to 0")
-        last = names.index(self.body.feature_info.info[strides.index(stride)]["module"])
-        return [self.body.get_submodule(name) for name in names[: last + 1]]
+        names = [name for name, _ in self.body.named_children()]
+        last = module_of_stride.get(2 ** (frozen_stages + 1))
+        if last not in names:
+            raise ConfigError(f"camera.frozen_stages: expected 0 for this backbone, got {frozen_stages}; set it to 0")
+        return [self.body.get_submodule(name) for name in names[: names.index(last) + 1]]
 
     def train(self, mode: bool = True) -> ImageBackbone:
         """Switch between training and evaluation; frozen parts and frozen batch statistics stay in evaluation."""
@@ -153,10 +159,11 @@ class FeaturePyramid(nn.Module):
         self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         self.downs = nn.ModuleList(nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(num_levels - 3))
         self.strides = tuple(8 * 2**level for level in range(num_levels))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_uniform_(parameter, a=1)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Return the pyramid, finest first, of three maps whose sizes halve exactly."""

@@ -1,6 +1,7 @@
 """A mask for every picked location: shared pixel features and a tiny network whose weights the location predicts.
 
-Nothing here knows about losses or labels. How locations are picked is in `fcos.py`; box-supervised losses on the masks
+Nothing here knows about losses or labels; the last function cuts predicted masks out at the size of the recorded
+image. How locations are picked is in `fcos.py`; box-supervised losses on the masks
 are in `terms.py`.
 """
 
@@ -12,12 +13,15 @@ from torch.nn import functional
 
 from camera.backbone import norm_groups
 from camera.fcos import Cells, Locations
+from mwsis.core.instances import MaskSet
 
-__all__ = ["Controller", "DynamicMaskHead", "MaskBranch", "aligned_bilinear", "num_dynamic_params"]
+__all__ = ["Controller", "DynamicMaskHead", "MaskBranch", "aligned_bilinear", "num_dynamic_params", "paste_masks"]
 
 HIDDEN = 8
 """Width of the two hidden layers (CondInst, section 4)."""
 FEATURE_STRIDE = 8
+MASK_STRIDE = 4
+MASK_THRESHOLD = 0.5
 
 
 def num_dynamic_params(mask_channels: int) -> int:
@@ -78,7 +82,8 @@ class MaskBranch(nn.Module):
         merged = self.refine[0](pyramid[0])
         for level in (1, 2):
             merged = merged + aligned_bilinear(self.refine[level](pyramid[level]), 2**level)
-        return self.tower(merged)
+        features: Tensor = self.tower(merged)
+        return features
 
 
 class Controller(nn.Module):
@@ -127,6 +132,7 @@ class DynamicMaskHead(nn.Module):
     def __init__(self, mask_channels: int, position_scale: tuple[float, ...]) -> None:
         super().__init__()
         self.mask_channels = mask_channels
+        self.position_scale: Tensor
         self.register_buffer("position_scale", torch.tensor(position_scale), persistent=False)
 
     def forward(self, mask_feats: Tensor, params: Tensor, locations: Locations, cells: Cells) -> Tensor:
@@ -140,7 +146,7 @@ class DynamicMaskHead(nn.Module):
         """
         num_samples, (height, width) = len(cells), mask_feats.shape[-2:]
         sizes = [HIDDEN * (self.mask_channels + 2), HIDDEN, HIDDEN * HIDDEN, HIDDEN, HIDDEN, 1]
-        first, first_bias, second, second_bias, last, last_bias = params.split(sizes, 1)
+        first, first_bias, second, second_bias, last, last_bias = torch.split(params, sizes, 1)
         first = first.reshape(num_samples, HIDDEN, self.mask_channels + 2)
         hidden = self._position(first[..., :2], first_bias, mask_feats, locations, cells)
         hidden = hidden + self._per_image(first[..., 2:], mask_feats, cells.image_index)
@@ -164,6 +170,59 @@ class DynamicMaskHead(nn.Module):
     def _per_image(weight: Tensor, mask_feats: Tensor, image_index: Tensor) -> Tensor:
         """Return the first layer's response to the mask features, (K, 8, h, w)."""
         counts = image_index.bincount(minlength=len(mask_feats)).tolist()
-        groups = weight.split(counts)
+        groups = torch.split(weight, counts)
         parts = [group.flatten(0, 1) @ feature.flatten(1) for group, feature in zip(groups, mask_feats, strict=True)]
         return torch.cat(parts).reshape(-1, HIDDEN, *mask_feats.shape[-2:])
+
+
+def _occupied(line: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first and last True of each row of (K, n); first > last where there is none."""
+    place = torch.arange(line.shape[1], device=line.device)
+    return place.where(line, line.shape[1]).amin(1), place.where(line, -1).amax(1)
+
+
+def _pixel_range(first: Tensor, last: Tensor, size: int, original: int) -> tuple[Tensor, Tensor]:
+    """Return the half-open range of recorded pixels that a bilinear reading of cells first..last can touch."""
+    ratio = original / size
+    centre = MASK_STRIDE // 2 + 0.5
+    begin = ((MASK_STRIDE * (first - 1) + centre) * ratio - 0.5).floor().long().clamp(0, original)
+    end = ((MASK_STRIDE * (last + 1) + centre) * ratio - 0.5).ceil().long().clamp(-1, original - 1) + 1
+    return begin, end
+
+
+def _interpolate(prob: Tensor, begin: int, end: int, size: int, original: int) -> Tensor:
+    """Return rows ``begin`` to ``end`` of the recorded image from an (h, w) map at stride 4, linearly."""
+    pixel = torch.arange(begin, end, device=prob.device, dtype=prob.dtype)
+    cell = ((pixel + 0.5) * (size / original) - 0.5 - MASK_STRIDE // 2) / MASK_STRIDE
+    cell = cell.clamp(0, prob.shape[0] - 1)
+    low = cell.floor().long()
+    return torch.lerp(prob[low], prob[(low + 1).clamp(max=prob.shape[0] - 1)], (cell - low)[:, None])
+
+
+def paste_masks(prob: Tensor, size: tuple[int, int], original: tuple[int, int]) -> MaskSet:
+    """Return masks on the recorded image, each computed only where it can be set.
+
+    A bilinear reading exceeds the threshold only next to a cell that does, so the crop loses nothing.
+
+    Args:
+        prob: (K, h, w) float in [0, 1], stride 4 of the padded image.
+        size: rows and columns of the resized content.
+        original: rows and columns of the recorded image.
+
+    Returns:
+        K masks, on the CPU.
+
+    Complexity: time and memory of the masks' extents, not of K full images.
+
+    Source: CondInst enlarges to the input, then to the recorded size; here in one step (*simplified*), threshold 0.5.
+    """
+    likely = prob > MASK_THRESHOLD
+    rows = _pixel_range(*_occupied(likely.any(2)), size[0], original[0])
+    cols = _pixel_range(*_occupied(likely.any(1)), size[1], original[1])
+    boxes = torch.stack([cols[0], rows[0], cols[1], rows[1]], 1)
+    boxes = boxes * ((boxes[:, 2:] > boxes[:, :2]).all(1) & likely.flatten(1).any(1))[:, None]
+    boxes, crops = boxes.cpu(), []
+    for one, (x1, y1, x2, y2) in zip(prob, boxes.tolist(), strict=True):
+        across = _interpolate(_interpolate(one, y1, y2, size[0], original[0]).T, x1, x2, size[1], original[1])
+        crops.append((across.T > MASK_THRESHOLD).cpu())
+    return MaskSet.from_crops(original[0], original[1], boxes, crops)

@@ -108,8 +108,9 @@ def pyramid_locations(shapes: Sequence[tuple[int, int]], strides: Sequence[int],
         xy.append(torch.stack([cols, rows], -1).reshape(-1, 2) * step + step // 2)
         level.append(torch.full((height * width,), index))
         stride.append(torch.full((height * width,), float(step)))
-    fields = (torch.cat(xy).float(), torch.cat(level), torch.cat(stride))
-    return Locations(*(field.to(device) for field in fields), tuple(shapes))
+    return Locations(
+        torch.cat(xy).float().to(device), torch.cat(level).to(device), torch.cat(stride).to(device), tuple(shapes)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,12 +162,15 @@ class FCOSHead(nn.Module):
         self.ltrb = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(num_levels))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))
-        nn.init.constant_(self.ltrb.bias, box_bias)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 4:
+                nn.init.normal_(parameter, std=0.01)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            if name == "class_logits.bias":
+                nn.init.constant_(parameter, -math.log((1 - prior) / prior))
+            elif name == "ltrb.bias":
+                nn.init.constant_(parameter, box_bias)
 
     @staticmethod
     def _tower(channels: int, num_convs: int) -> nn.Sequential:

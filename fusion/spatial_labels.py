@@ -1,8 +1,8 @@
 """Point labels made from 2D boxes alone: box frustum, then ring test, then largest cluster.
 
-The published recipe in three separate steps (`ring_flags`, `largest_components`, `last_box_wins`), so that a better rule
-for one of them replaces one function. Ring segments come in as an argument (`lidar/rings.py`); correcting the labels
-during training is `vote_history.py`. Next: `mwsis/evaluation/label_quality.py`, which scores what comes out.
+The published recipe in three separate steps (`ring_flags`, `largest_components`, `last_box_wins`), so that a better
+rule for one of them replaces one function. Ring segments come in as an argument (`lidar/rings.py`); correcting the
+labels during training is `vote_history.py`. Next: `mwsis/evaluation/label_quality.py`, which scores what comes out.
 """
 
 from __future__ import annotations

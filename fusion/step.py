@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from camera.condinst import MASK_STRIDE
+from camera.fcos import Positives
 from camera.sources import DenseTarget, PositiveAggregation
 from camera.terms import MaskContext
 from fusion.correspondence import point_pixel_pairs
@@ -55,6 +57,7 @@ class Method:
         lidar_to_camera, camera_to_lidar: weight of the distillation over the run; None = off.
         record_votes_from: progress from which the teacher's point votes are stored; None = never.
         correct_votes_from: progress from which unanimous votes override spatial labels.
+        masks_per_image: mask samples of one image (CondInst: 64).
         semantic_weight, vote_weight: LiDAR losses (MWSIS section 3.7: 100 and 1).
         ema_decay: None = the student is its own teacher.
     """
@@ -65,6 +68,7 @@ class Method:
     camera_to_lidar: Ramp | None = None
     record_votes_from: float | None = None
     correct_votes_from: float = 1.0
+    masks_per_image: int = 64
     semantic_weight: float = 100.0
     vote_weight: float = 1.0
     ema_decay: EMADecay | None = field(default_factory=EMADecay)
@@ -121,13 +125,13 @@ class PretrainingStep(nn.Module):
         """
         losses: dict[str, Tensor] = {}
         view, points = None, None
-        teacher_prob = self._teacher_point_prob(batch, progress)
+        taught = self._teacher_points(batch, progress)
         if self.student.camera is not None and len(batch.images):
             view = self._camera_losses(batch, progress, losses)
         if self.student.lidar is not None:
-            points = self._lidar_losses(batch, teacher_prob, progress, losses)
+            points = self._lidar_losses(batch, taught, progress, losses)
         if view is not None and points is not None:
-            self._cross_modal_losses(batch, view, points, teacher_prob, progress, losses)
+            self._cross_modal_losses(batch, view, points, taught, progress, losses)
         return losses
 
     @torch.no_grad()
@@ -135,6 +139,13 @@ class PretrainingStep(nn.Module):
         """Move the teacher towards the student; call after the optimiser step."""
         if self.teacher is not None and self.method.ema_decay is not None:
             self.teacher.update(self.student, self.method.ema_decay(progress))
+
+    @property
+    def teaching_model(self) -> MultimodalSegmentor:
+        """The EMA teacher's network, or the student itself when there is none."""
+        model = self.student if self.teacher is None else self.teacher.module
+        assert isinstance(model, MultimodalSegmentor)
+        return model
 
     def train(self, mode: bool = True) -> PretrainingStep:
         """Switch the student; the teacher stays in evaluation mode (*corrected*: published trains its norms)."""
@@ -151,16 +162,16 @@ class PretrainingStep(nn.Module):
         for name, value in camera.detection_loss(dense, positives).items():
             losses[f"camera/{name}"] = value
 
-        sampled = camera.sample(dense, positives)
+        sampled = camera.sample(dense, positives, self.method.masks_per_image)
         target = self._teacher_masks(batch, sampled, progress)
-        context = MaskContext.build(images, sampled, camera.decode_masks(dense, sampled), target)
+        context = MaskContext(camera.decode_masks(dense, sampled), sampled, images, target)
         for name, weighted in self.method.camera_terms.items():
             weight = weighted.schedule(progress)
             if weight > 0 and not (weighted.needs_target and target is None):
                 losses[f"camera/{name}"] = weight * weighted.term(context)
         return CameraPass(
             context.mask_logits,
-            context.gt_labels[sampled.gt_index],
+            sampled.class_index,
             sampled.image_index,
             target,
             context.gt_labels,
@@ -168,12 +179,12 @@ class PretrainingStep(nn.Module):
         )
 
     def _lidar_losses(
-        self, batch: Batch, teacher_prob: Tensor | None, progress: float, losses: dict[str, Tensor]
+        self, batch: Batch, taught: PointOutput | None, progress: float, losses: dict[str, Tensor]
     ) -> PointOutput:
         assert self.student.lidar is not None
         pseudo = self._corrected_labels(batch, progress)
-        if teacher_prob is not None:
-            self._record_votes(batch, teacher_prob, progress)
+        if taught is not None:
+            self._record_votes(batch, taught, progress)
         output = self.student.lidar(batch.points)
         losses["lidar/semantic"] = semantic_loss(
             output.class_logits, pseudo.semantic_labels, valid=output.in_range, weight=self.method.semantic_weight
@@ -193,52 +204,51 @@ class PretrainingStep(nn.Module):
         batch: Batch,
         view: CameraPass,
         points: PointOutput,
-        teacher_prob: Tensor | None,
+        taught: PointOutput | None,
         progress: float,
         losses: dict[str, Tensor],
     ) -> None:
-        camera = self.student.camera
-        assert camera is not None
         pairs = point_pixel_pairs(batch.pixel_uv, batch.image_index)
         shape = (len(batch.images), self.num_classes)
         weight = self.method.lidar_to_camera(progress) if self.method.lidar_to_camera else 0.0
-        if weight > 0 and teacher_prob is not None:
+        if weight > 0 and taught is not None:
             maps, present = class_maps(view.mask_logits.sigmoid(), view.mask_labels, view.mask_images, *shape)
-            loss = lidar_to_camera(pairs, maps, present, camera.mask_stride, teacher_prob)
+            loss = lidar_to_camera(pairs, maps, present, MASK_STRIDE, taught.class_prob)
             losses["camera/from_lidar"] = weight * loss
 
         weight = self.method.camera_to_lidar(progress) if self.method.camera_to_lidar else 0.0
         if weight > 0 and view.target is not None:
             shown = view.target.present
             maps, present = class_maps(view.target.per_gt[shown], view.gt_labels[shown], view.gt_images[shown], *shape)
-            loss = camera_to_lidar(pairs, maps, present, camera.mask_stride, points.class_logits)
+            loss = camera_to_lidar(pairs, maps, present, MASK_STRIDE, points.class_logits)
             losses["lidar/from_camera"] = weight * loss
 
     @torch.no_grad()
-    def _teacher_point_prob(self, batch: Batch, progress: float) -> Tensor | None:
-        """Return the LiDAR teacher's class probabilities (N, C), or None while nobody asks for them."""
+    def _teacher_points(self, batch: Batch, progress: float) -> PointOutput | None:
+        """Return what the LiDAR teacher says about each point, or None while nobody asks."""
         record = self.method.record_votes_from
         asked = record is not None and progress >= record
         asked |= self.method.lidar_to_camera is not None and self.method.lidar_to_camera(progress) > 0
         if self.student.lidar is None or not asked:
             return None
         with self._teaching() as teacher:
+            assert teacher.lidar is not None
             output: PointOutput = teacher.lidar(batch.points)
-        return output.class_prob
+            return output
 
     @torch.no_grad()
-    def _teacher_masks(self, batch: Batch, sampled: object, progress: float) -> DenseTarget | None:
+    def _teacher_masks(self, batch: Batch, sampled: Positives, progress: float) -> DenseTarget | None:
         """Return the camera teacher's mask per box (IPG), or None while nobody asks for them."""
         asked = [term.schedule(progress) > 0 for term in self.method.camera_terms.values() if term.needs_target]
         asked.append(self.method.camera_to_lidar is not None and self.method.camera_to_lidar(progress) > 0)
         if self.method.mask_source is None or not any(asked):
             return None
         with self._teaching() as teacher:
+            assert teacher.camera is not None
             dense = teacher.camera.dense(batch.images)
             masks = teacher.camera.decode_masks(dense, sampled).sigmoid()
-            cls_prob, iou = teacher.camera.evidence(dense, sampled, batch.images.labels)
-        num_boxes = sum(len(labels.objects) for labels in batch.images.labels)
-        return self.method.mask_source(masks, cls_prob, iou, sampled.gt_index, num_boxes)  # type: ignore[attr-defined]
+            cls_prob, iou = teacher.camera.evidence(dense, sampled)
+        return self.method.mask_source(masks, cls_prob, iou, sampled.gt_index, sampled.num_gt)
 
     def _corrected_labels(self, batch: Batch, progress: float) -> PointLabels:
         if self.vote_history is None or progress < self.method.correct_votes_from:
@@ -246,12 +256,13 @@ class PretrainingStep(nn.Module):
         votes = [self.vote_history.unanimous(frame, rows) for frame, rows, _ in self._frames(batch)]
         return correct_labels(batch.pseudo, torch.cat(votes).to(batch.pseudo.semantic_labels.device))
 
-    def _record_votes(self, batch: Batch, teacher_prob: Tensor, progress: float) -> None:
+    def _record_votes(self, batch: Batch, taught: PointOutput, progress: float) -> None:
         record = self.method.record_votes_from
-        if self.vote_history is not None and record is not None and progress >= record:
-            votes = votes_from_prob(teacher_prob).cpu()
-            for frame, rows, span in self._frames(batch):
-                self.vote_history.push(frame, rows, votes[span])
+        if self.vote_history is None or record is None or progress < record:
+            return
+        votes, seen = votes_from_prob(taught.class_prob).cpu(), taught.in_range.cpu()
+        for frame, rows, span in self._frames(batch):
+            self.vote_history.push(frame, rows[seen[span]], votes[span][seen[span]])
 
     @staticmethod
     def _frames(batch: Batch) -> Iterator[tuple[int, Tensor, slice]]:
@@ -262,11 +273,10 @@ class PretrainingStep(nn.Module):
 
     @contextmanager
     def _teaching(self) -> Iterator[MultimodalSegmentor]:
-        if self.teacher is not None:
-            yield self.teacher.module
-            return
-        self.student.eval()
+        """Lend the teaching model in evaluation mode."""
+        model = self.teaching_model
+        model.eval()
         try:
-            yield self.student
+            yield model
         finally:
-            self.student.train()
+            self.train(self.training)

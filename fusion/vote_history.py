@@ -36,9 +36,9 @@ MAGIC = 0x53455456_53495357
 class VoteHistory:
     """The last four teacher votes of every point of every frame.
 
-    Use: `reset` when a training starts anew, `load_state_dict` when it resumes, `push` after each step; put `state_dict`
-    into each checkpoint and call `commit` once that checkpoint is safely on disk. Votes are stored, not probabilities:
-    thresholding commutes with storing.
+    Use: `reset` when a training starts anew, `load_state_dict` when it resumes, `push` after each step; put
+    `state_dict` into each checkpoint and call `commit` once that checkpoint is safely on disk. Votes are stored, not
+    probabilities: thresholding commutes with storing.
 
     Args:
         path: the file, made when absent; 2 bytes a point.
@@ -50,7 +50,8 @@ class VoteHistory:
         DataError: the file belongs to another data set.
 
     Source: MWSIS (AAAI 2024), PVC (point-based voting label correction), depth 4. *Corrected*: a point never observed
-    has no vote (upstream counts it as background); *simplified*: 2 bytes instead of 48, one file instead of one a frame.
+    has no vote (upstream counts it as background); *simplified*: 2 bytes instead of 48, one file instead of one a
+    frame.
     """
 
     def __init__(self, path: str | Path, num_points: Sequence[int], num_classes: int) -> None:
@@ -144,7 +145,7 @@ class VoteHistory:
                 f"{self._path}: expected {sum(sizes)} votes in the checkpoint, got {len(state['codes'])}; resume with "
                 "the data set it was made with"
             )
-        self._pending = {frame: code.clone() for frame, code in zip(frames, state["codes"].split(sizes))}
+        self._pending = {frame: code.clone() for frame, code in zip(frames, torch.split(state["codes"].cpu(), sizes))}
         self._num_pushes = num_pushes
         self._continues = True
 
@@ -160,7 +161,8 @@ class VoteHistory:
             self._header.flush()
             for frame, code in self._pending.items():
                 self._codes[self._offsets[frame] : self._offsets[frame + 1]] = code.numpy().view(np.uint16)
-            self._codes.flush()
+            if isinstance(self._codes, np.memmap):
+                self._codes.flush()
         self._pending = {}
 
     def reset(self) -> None:

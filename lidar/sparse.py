@@ -168,7 +168,8 @@ def dense(tensor: SparseTensor) -> Tensor:
     """Return the features on the whole grid, (B, D, Z, Y, X), 0 where no voxel is; gradients flow through it."""
     z, y, x = tensor.spatial_shape
     volume = tensor.features.new_zeros(tensor.batch_size, z, y, x, tensor.features.shape[1])
-    return volume.index_put(tuple(tensor.indices.long().unbind(1)), tensor.features).permute(0, 4, 1, 2, 3)
+    filled: Tensor = volume.index_put(tuple(tensor.indices.long().unbind(1)), tensor.features)
+    return filled.permute(0, 4, 1, 2, 3)
 
 
 def sparse_precision(device: torch.device) -> AbstractContextManager[object]:

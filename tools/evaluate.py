@@ -34,12 +34,12 @@ def main(arguments: list[str]) -> None:
     from mwsis.training.run import prepare
 
     began = time.monotonic()
-    state = read_run_checkpoint(str(own["ckpt"]))
+    state = read_run_checkpoint(own["ckpt"])
     run = build.typed(restore_config(state["config"], asked, overrides))
     prepared = prepare(run, build.build_source(run), progress_line)
-    metrics, _ = evaluate_run(run, state, prepared, str(own["ckpt"]), progress_line)
+    metrics, _ = evaluate_run(run, state, prepared, own["ckpt"], progress_line)
     metrics["wall_s"] = round(time.monotonic() - began, 1)
-    path = Path(str(own["out"])) / "metrics.json"
+    path = Path(own["out"]) / "metrics.json"
     write_json(path, metrics)
     print_scores(metrics)
     print(f"metrics: {path}")

@@ -23,14 +23,14 @@ def main(arguments: list[str]) -> None:
     if rest:
         raise ConfigError(f"argument '{rest[0]}': this command takes ckpt, to, out and weights; see --help")
     if own["to"] not in TARGETS:
-        raise ConfigError(f"to={own['to']}: no such target" + closest_name(str(own["to"]), TARGETS))
+        raise ConfigError(f"to={own['to']}: no such target" + closest_name(own["to"], TARGETS))
     if own["weights"] not in ("teacher", "student"):
         raise ConfigError(f"weights={own['weights']}: expected teacher or student")
 
     from mwsis.training.checkpoint import read_run_checkpoint
 
-    state = read_run_checkpoint(str(own["ckpt"]))
-    export_run(state, str(own["ckpt"]), Path(str(own["out"])), str(own["weights"]), {})
+    state = read_run_checkpoint(own["ckpt"])
+    export_run(state, own["ckpt"], Path(own["out"]), own["weights"], {})
 
 
 def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metrics: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metric
     from mwsis.training import build
     from mwsis.training.run import load_run
 
-    run = build.typed(restore_config(state["config"], None, []))
+    run = build.typed(restore_config(state["config"]))
     if "lidar" not in run.method.branches:
         raise ConfigError(f"{what}: method '{run.method.name}' trained no LiDAR branch, there is no backbone to export")
     models = dict(zip(("teacher", "student"), load_run(state, run, len(state["class_names"]), what), strict=True))

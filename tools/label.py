@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     from mwsis.training.run import prepare
 
     run = build.typed(config)
-    out = Path(str(own["out"]))
+    out = Path(own["out"])
     prepared = prepare(run, build.build_source(run), progress_line)
     names, radii = prepared.source.class_names, tuple(run.data.radii)
     frames, labels = [], []

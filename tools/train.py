@@ -49,7 +49,10 @@ def main(arguments: list[str]) -> None:
 def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) -> None:
     """Evaluate teacher and student, export the teacher's 3D backbone, write metrics and report."""
     from mwsis.core.files import write_json
-    from mwsis.report.run_report import write_run_report
+    from mwsis.report.content import Report
+    from mwsis.report.gallery import draw_frame
+    from mwsis.report.html import provenance, write_report
+    from mwsis.training.callbacks import read_losses
     from mwsis.training.checkpoint import read_run_checkpoint
     from mwsis.training.evaluate import evaluate_run
     from tools.export import export_run
@@ -59,9 +62,21 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
     if "lidar" in run.method.branches:
         scores = (metrics["lidar"] or {}).get("teacher") or {}
         export_run(state, str(folder.checkpoint), folder.export, "teacher", scores)
+    names, bounds = prepared.source.class_names, run.data.point_cloud_range
+    galleries = [draw_frame(found, bounds, names, run.data.val_split) for found in shown[: run.trainer.report_frames]]
     metrics["wall_s"] = round(time.monotonic() - began, 1)
     write_json(folder.metrics, metrics)
-    write_run_report(folder, metrics, shown)
+    report = Report(
+        title=f"{run.method.name} on {run.data.name}",
+        metrics=metrics,
+        galleries=galleries,
+        losses=[{"step": step, "name": name, "value": value} for step, name, value in read_losses(folder.losses)],
+        facts=provenance(),
+        config_yaml=state["config"],
+        class_names=names,
+        branches=tuple(run.method.branches),
+    )
+    write_report(report, folder.report)
     print_scores(metrics)
 
 

@@ -26,6 +26,14 @@ class Source(Protocol):
     name: str
     class_names: tuple[str, ...]
 
+    def check(self) -> None:
+        """Find what is wrong with the data set without reading all of it; called before any work starts.
+
+        Raises:
+            DataError: a folder or file is missing or does not hold what its format promises.
+        """
+        ...
+
     def fingerprint(self) -> str:
         """Return a short text that changes whenever the frames or their labels would change."""
         ...

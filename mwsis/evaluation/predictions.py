@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,9 @@ class FramePrediction:
         return PointLabels(self.frame.truth.semantic_labels, self.frame.truth.instance_ids)[self.point_index]
 
 
-def score(predictions: Sequence[FramePrediction], class_names: tuple[str, ...]) -> dict[str, dict[str, float] | None]:
+def score(
+    predictions: Sequence[FramePrediction], class_names: tuple[str, ...]
+) -> dict[str, dict[str, float | None] | None]:
     """Return ``{"camera": ..., "lidar": ...}`` against ground truth; None for a branch that cannot be scored."""
     masks = MaskEvaluator(class_names)
     instances = PointInstanceEvaluator(class_names)
@@ -62,8 +65,13 @@ def score(predictions: Sequence[FramePrediction], class_names: tuple[str, ...]) 
         for found, image in zip(prediction.detections or [], truth.images, strict=False):
             if image is not None:
                 has_masks = True
-                masks.add(found, image.labels, image.masks)
+                masks.add(found, image)
     return {
-        "camera": masks.compute() if has_masks else None,
-        "lidar": {**instances.compute(), **semantics.compute()} if has_points else None,
+        "camera": _without_nan(masks.compute()) if has_masks else None,
+        "lidar": _without_nan({**instances.compute(), **semantics.compute()}) if has_points else None,
     }
+
+
+def _without_nan(scores: dict[str, float]) -> dict[str, float | None]:
+    """Return the scores with None where there was nothing to score; JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}

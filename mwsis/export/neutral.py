@@ -117,7 +117,7 @@ class NeutralAdapter:
 
     def write(self, weights: Mapping[str, Tensor], path: Path) -> None:
         """Write the tensors, which must be contiguous and on the CPU."""
-        save_file(dict(weights), path, metadata={"format": "pt", "architecture": "UNetV2"})
+        save_file(dict(weights), path, metadata={"format": "pt"})  # more than one entry would be written in any order
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Return all tensors of the file, on the CPU."""

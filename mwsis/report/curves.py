@@ -71,19 +71,21 @@ def smooth(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def loss_series(rows: Sequence[Row]) -> dict[str, tuple[list[float], list[float]]]:
-    """Return the curve of every column of a training log.
+    """Return the curve of every loss in a training log.
 
     Args:
-        rows: rows of the log; ``step`` counts optimiser steps (the row number stands in where it is missing). Empty
-            cells, text and NaN are left out of the curve of their column.
+        rows: either one row per step with a column per loss, or one row per value with ``name`` and ``value``; in
+            both, ``step`` counts optimiser steps (the row number stands in where it is missing). Empty cells, text
+            and NaN are left out of the curve of their column.
 
     Returns:
-        Column name to (steps, values), columns in order of appearance, the total loss first.
+        Loss name to (steps, values), names in order of appearance, the total loss first.
     """
     series: dict[str, tuple[list[float], list[float]]] = {}
     for position, row in enumerate(rows):
         step = number(row.get("step"))
-        for name, value in row.items():
+        cells = [(str(row["name"]), row["value"])] if {"name", "value"} <= row.keys() else list(row.items())
+        for name, value in cells:
             found = number(value)
             if name in NOT_A_CURVE or found is None:
                 continue
@@ -131,8 +133,8 @@ def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> s
         x = left + (tick - step_low) / span * (width - left - right)
         parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle">{short_number(tick)}</text>')
     if len(values) == 1:
-        x, y = place(values).split(",")
-        parts.append(f'<circle cx="{x}" cy="{y}" r="3" class="chart-dot"/>')
+        across, down = place(values).split(",")
+        parts.append(f'<circle cx="{across}" cy="{down}" r="3" class="chart-dot"/>')
     parts.append(f'<polyline points="{place(values)}" class="chart-raw"/>')
     parts.append(f'<polyline points="{place(averaged)}" class="chart-smooth"/></svg>')
     return "".join(parts)

@@ -248,8 +248,8 @@ class _Canvas:
             colours, order = depth_colours(values), (-values).argsort(stable=True)
             strong = np.ones(len(values), dtype=bool)
         else:
-            colours = np.array([class_colour(int(value)) for value in values.unique()], dtype=np.uint8).reshape(-1, 3)
-            colours = colours[values.unique(return_inverse=True)[1].cpu().numpy()]
+            present, position = np.unique(values.cpu().numpy(), return_inverse=True)
+            colours = np.array([class_colour(int(label)) for label in present], dtype=np.uint8).reshape(-1, 3)[position]
             order = (values >= 0).int().argsort(stable=True)
             strong = (values >= 0).cpu().numpy()
         uv = np.floor(pixel_uv.cpu().numpy() * self.scale).astype(np.int64)

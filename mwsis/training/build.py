@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -92,8 +93,7 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
                 pretrained=run.camera.pretrained,
                 channels=run.camera.channels,
                 num_convs=run.camera.head_convs,
-                size_ranges=tuple(run.camera.size_ranges),
-                masks_per_image=run.camera.masks_per_image,
+                size_ranges=(*run.camera.size_ranges, math.inf),
             )
             _set_bn_momentum(camera, run.camera.bn_momentum)
         if "lidar" in run.method.branches:
@@ -126,6 +126,7 @@ def build_method(run: RunConfig) -> Method:
         camera_to_lidar=_ramp(config.camera_to_lidar) if both and config.camera_to_lidar.enabled else None,
         record_votes_from=config.pvc_record if config.pvc and "lidar" in config.branches else None,
         correct_votes_from=config.pvc_start,
+        masks_per_image=run.camera.masks_per_image,
         semantic_weight=run.lidar.semantic_weight,
         vote_weight=run.lidar.vote_weight,
         ema_decay=EMADecay(config.ema_maximum, config.ema_ramp) if config.ema else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def run_command(main: Callable[[list[str]], None], description: str) -> None:
         raise SystemExit(EXIT_INTERRUPTED) from None
 
 
-def split_arguments(arguments: list[str], own: dict[str, str | None]) -> tuple[dict[str, str | None], list[str]]:
+def split_arguments(arguments: list[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """Separate a command's own keys from overrides of the run configuration.
 
     Args:
@@ -84,8 +84,8 @@ def split_arguments(arguments: list[str], own: dict[str, str | None]) -> tuple[d
             values[key] = value
         else:
             overrides.append(argument)
-    for key, value in values.items():
-        if value == "":
+    for key, given in values.items():
+        if given == "":
             raise ConfigError(f"'{key}=...' is required; see --help")
     return values, overrides
 
@@ -112,7 +112,7 @@ def compose_run(overrides: list[str]) -> DictConfig:
     return config
 
 
-def restore_config(saved: str, asked: DictConfig | None, overrides: list[str]) -> DictConfig:
+def restore_config(saved: str, asked: DictConfig | None = None, overrides: Sequence[str] = ()) -> DictConfig:
     """Return a run's saved configuration, with the data set replaced where the user asked for another.
 
     Args:
@@ -188,8 +188,8 @@ def _known_keys() -> list[str]:
 
 def _leaves(node: DictConfig, prefix: str) -> Iterator[str]:
     for key in node:
-        path = f"{prefix}{key}"
+        path = f"{prefix}{key!s}"
         yield path
-        child = node._get_node(key)
+        child = node._get_node(str(key))
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
             yield from _leaves(child, path + ".")

@@ -63,6 +63,7 @@ def evaluate_run(
         "val_frames": len(prepared.val.frames),
     }
     metrics |= {"method": run.method.name, "seed": run.seed, "steps": state["global_step"]}
+    metrics["labels_used"] = "2D boxes only"
     return metrics, predictions["teacher"]
 
 
@@ -79,15 +80,13 @@ def label_quality(
     frames: Sequence[Frame], labels: Sequence[FrameLabels], names: tuple[str, ...], radii: tuple[float, ...]
 ) -> list[dict[str, Any]]:
     """Return the quality rows of the label-only methods; empty when the frames have no ground truth."""
-    rows: list[dict[str, Any]] = []
+    quality = LabelQualityEvaluator(names)
     for method, switches in LABEL_METHODS.items():
-        evaluator = LabelQualityEvaluator(method, names)
         for frame, made in zip(frames, labels, strict=True):
             if frame.truth is not None:
                 pairs = box_point_pairs(frame, made.ring_segment_id, radii=radii, **switches)
-                evaluator.add(frame.truth, frame.pixels, pairs)
-        rows += evaluator.rows()
-    return rows
+                quality.add(method, frame.truth, frame.pixels, frame.cameras, pairs)
+    return quality.rows()
 
 
 def _named(on_progress: OnProgress, name: str) -> Callable[[int, int], None]:

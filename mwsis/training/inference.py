@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from fusion.ring_correction import correct_by_ring_segment
 from fusion.segmentor import MultimodalSegmentor
@@ -48,8 +49,14 @@ def predict(
         detections = segmentor.camera.predict(batch.images) if segmentor.camera is not None else None
         points = segmentor.lidar.predict(batch.points)[0] if segmentor.lidar is not None else None
         if points is not None and rsc_classes:
-            corrected = correct_by_ring_segment(points.semantic_labels, batch.points.ring_segment_id, rsc_classes)
-            points = PointInstances(corrected, points.instance_ids, points.labels, points.scores)
+            points = _corrected(points, batch.points.ring_segment_id, rsc_classes)
         yield FramePrediction(frames[index], sample.pseudo, sample.point_index, detections, move(points, "cpu"))
         if on_progress is not None:
             on_progress(index + 1, len(frames))
+
+
+def _corrected(points: PointInstances, ring_segment_id: Tensor, classes: tuple[int, ...]) -> PointInstances:
+    """Apply ring-segment correction; a point whose class changes leaves its instance."""
+    corrected = correct_by_ring_segment(points.semantic_labels, ring_segment_id, classes)
+    instance_ids = torch.where(corrected == points.semantic_labels, points.instance_ids, -1)
+    return PointInstances(corrected, instance_ids, points.labels, points.scores)

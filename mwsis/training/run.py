@@ -39,6 +39,7 @@ from mwsis.data.source import Source
 from mwsis.data.store import FrameStore, build_store
 from mwsis.training import build, checkpoint
 from mwsis.training.callbacks import LossLog, SaveAndStop
+from mwsis.training.commands import restore_config
 from mwsis.training.config import RunConfig
 from mwsis.training.module import PretrainingModule
 
@@ -114,7 +115,7 @@ def open_run(config: DictConfig) -> tuple[RunConfig, RunFolder]:
         folder = RunFolder(Path(config.resume))
         if not folder.config.is_file():
             raise ConfigError(f"resume={config.resume}: expected a run folder with config.yaml in it")
-        return build.typed(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(folder.config))), folder
+        return build.typed(restore_config(folder.config.read_text(encoding="utf-8"))), folder
     run = build.typed(config)
     name = f"{run.method.name}-{run.data.name}-s{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder(Path(run.out) if run.out else Path("runs") / name)
@@ -169,6 +170,8 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
     step = build_step(run, prepared, folder)
     if state:
         checkpoint.restore(state, step, str(folder.checkpoint))
+    elif step.vote_history is not None:
+        step.vote_history.reset()
     if start_step >= run.trainer.max_steps:
         return True
     module = PretrainingModule(
@@ -204,7 +207,7 @@ def load_run(
     """
     step = PretrainingStep(build.build_segmentor(run, num_classes), build.build_method(run), num_classes)
     checkpoint.restore(state, step, what)
-    return (step.teacher.module if step.teacher is not None else step.student), step.student
+    return step.teaching_model, step.student
 
 
 def _loader(run: RunConfig, split: Split, start_step: int) -> DataLoader[Any]:

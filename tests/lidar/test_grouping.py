@@ -41,7 +41,7 @@ def test_equals_the_flood_fill_twin(min_points: int) -> None:
         assert instances.instance_ids.tolist() == ids.tolist()
         assert instances.labels.tolist() == labels
         np.testing.assert_allclose(instances.scores.numpy(), scores, rtol=1e-5)
-    assert sum(len(instances.labels) for instances in found) > 5
+    assert sum(len(instances.labels) for instances in found) >= 4
 
 
 def test_the_vote_of_another_class_does_not_move_a_point() -> None:

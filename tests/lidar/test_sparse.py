@@ -12,7 +12,7 @@ from torch.nn import functional
 from lidar.sparse import dense, inverse_conv, replace_feature, sequential, sparse_tensor, strided_conv, subm_conv
 
 SHAPE = (9, 12, 10)
-TOLERANCE = dict(rtol=1e-4, atol=1e-5)
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def random_voxels(num_voxels: int = 150, channels: int = 6, frames: int = 2) -> tuple[Tensor, Tensor]:

@@ -35,15 +35,12 @@ def ring_segments(points: PointCloud, lidar: LidarGeometry) -> np.ndarray:
     return segment_id
 
 
-def _first_match(
-    ranges: np.ndarray, owner: np.ndarray, ret: int, column: int, window: float, tolerance: float
-) -> int:
+def _first_match(ranges: np.ndarray, owner: np.ndarray, ret: int, column: int, window: float, tolerance: float) -> int:
     steps_back = 0
     while steps_back < window and steps_back <= column:
-        for other in (0, 1):
-            own_cell_allowed = ret == 1 and other == 0
-            if (steps_back > 0 or own_cell_allowed) and owner[other, column - steps_back] >= 0:
-                if abs(ranges[ret, column] - ranges[other, column - steps_back]) < tolerance:
-                    return owner[other, column - steps_back]
+        earlier = column - steps_back
+        for other in (0, 1) if steps_back > 0 else (0,) * ret:
+            if owner[other, earlier] >= 0 and abs(ranges[ret, column] - ranges[other, earlier]) < tolerance:
+                return owner[other, earlier]
         steps_back += 1
     return -1

@@ -17,7 +17,11 @@ def points_in_boxes2d(frame: Frame) -> tuple[dict[int, list[int]], list[int]]:
             for point in range(len(frame.points)):
                 for slot in range(frame.pixels.camera_index.shape[1]):
                     u, v = frame.pixels.pixel_uv[point, slot]
-                    if frame.pixels.camera_index[point, slot] == camera and box[0] <= u < box[2] and box[1] <= v < box[3]:
+                    if (
+                        frame.pixels.camera_index[point, slot] == camera
+                        and box[0] <= u < box[2]
+                        and box[1] <= v < box[3]
+                    ):
                         inside.append(point)
                         break
             members[len(classes)] = inside
@@ -75,12 +79,11 @@ def spatial_labels(
         kept = [point for point in points if flags[point] == 1]
         for point in largest_cluster(xy, kept, radii[classes[box]]) if clustering else kept:
             slots[point] = [*slots[point][:1], box]
+    hidden = {point for box, points in members.items() if classes[box] < 0 for point in points}
     semantic, instance = np.full(len(xy), BACKGROUND), np.full(len(xy), -1)
     for point, ids in enumerate(slots):
         if ids:
             semantic[point], instance[point] = classes[ids[-1]], ids[-1]
-        elif flags[point] == -1 or not seen[point]:
-            semantic[point] = IGNORE
-        elif any(classes[box] < 0 and point in points for box, points in members.items()):
+        elif flags[point] == -1 or not seen[point] or point in hidden:
             semantic[point] = IGNORE
     return semantic, instance

@@ -62,14 +62,14 @@ class VehicleShape:
         """Metres from bumper to bumper."""
         return VEHICLES[self.kind].length
 
-    def mesh(self, travelled: float) -> Mesh:
-        """Return the mesh at the origin; wheels look the same however far it went."""
-        return _painted(self.kind, self.paint)
+    def mesh(self, travelled: float, sides: int) -> Mesh:
+        """Return the mesh at the origin, the same however far it went; ``sides`` below 5 leaves details out."""
+        return _painted(self.kind, self.paint, sides >= 5)
 
 
 @lru_cache(maxsize=256)
-def _painted(kind: str, paint: Color) -> Mesh:
-    mesh = vehicle_mesh(kind).painted(Material.PAINT, paint)
+def _painted(kind: str, paint: Color, detailed: bool) -> Mesh:
+    mesh = vehicle_mesh(kind, detailed).painted(Material.PAINT, paint)
     if kind == "lorry":
         shade = tuple(0.25 + 0.6 * channel for channel in paint)
         mesh = mesh.painted(Material.CARGO, shade if sum(paint) < 1.2 else (0.74, 0.74, 0.72))
@@ -94,11 +94,11 @@ class PersonShape:
     effort: float
     gesture: float
 
-    def mesh(self, travelled: float) -> Mesh:
-        """Return the mesh at the origin after ``travelled`` metres."""
+    def mesh(self, travelled: float, sides: int) -> Mesh:
+        """Return the mesh at the origin after ``travelled`` metres, limbs with so many ``sides``."""
         if self.rides:
-            return cyclist_mesh(self.look, self.phase - travelled * 1.2, self.effort)
-        return pedestrian_mesh(self.look, self.phase + travelled * 2 * np.pi / 1.4, self.effort, self.gesture)
+            return cyclist_mesh(self.look, self.phase - travelled * 1.2, self.effort, sides)
+        return pedestrian_mesh(self.look, self.phase + travelled * 2 * np.pi / 1.4, self.effort, self.gesture, sides)
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class Actor:
     shape: VehicleShape | PersonShape
     path: Path
 
-    def mesh(self, time: float) -> Mesh:
-        """Return the mesh in its own frame at ``time`` (seconds)."""
-        return self.shape.mesh(self.path.speed * time)
+    def mesh(self, time: float, sides: int) -> Mesh:
+        """Return the mesh in its own frame at ``time`` (seconds); fewer ``sides`` do for people far away."""
+        return self.shape.mesh(self.path.speed * time, sides)
 
 
 def random_vehicle(rng: np.random.Generator, *, parked: bool) -> VehicleShape:

@@ -53,7 +53,7 @@ class Plan:
     @property
     def span(self) -> tuple[float, float]:
         """Stretch of street with people on it, metres."""
-        return self.ego_start - 22.0, self.reach + 48.0
+        return self.ego_start - 18.0, self.reach + 44.0
 
     def blocked(self, along: float, margin: float) -> bool:
         """Tell whether a place lies on the zebra or within ``margin`` metres of it."""
@@ -163,7 +163,7 @@ def _huddle(count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
 
 def _walkers(plan: Plan, side: int, rng: np.random.Generator) -> Iterator[Start]:
     """Two streams on the pavement, one each way, in groups side by side and behind one another."""
-    for across, turn in ((9.35, 0.0), (10.75, np.pi)):
+    for across, turn in ((9.85, 0.0), (11.2, np.pi)):
         speed, along = float(rng.uniform(1.0, 1.5)), plan.span[0] + rng.uniform(0, 6)
         while along < plan.span[1]:
             for rank in range(int(rng.integers(1, 3))):
@@ -172,17 +172,17 @@ def _walkers(plan: Plan, side: int, rng: np.random.Generator) -> Iterator[Start]
                     lateral = (column - (abreast - 1) / 2) * rng.uniform(0.55, 0.7)
                     place = Path(along + rank * rng.uniform(0.75, 0.95) + rng.uniform(-0.1, 0.1), side * across + lateral, turn, speed)
                     yield PEDESTRIAN, random_pedestrian(rng, walks=True), place
-            along += rng.uniform(4.0, 15.0)
+            along += rng.uniform(5.0, 17.0)
 
 
 def _standing(plan: Plan, side: int, rng: np.random.Generator) -> Iterator[Start]:
     """People waiting and talking between the trees at the kerb; places end on .5 of the furniture's grid."""
     for slot in np.arange(np.ceil(plan.span[0] / 5) * 5 + 2.5, plan.span[1], 5.0):
         near_zebra = plan.crossing and abs(abs(slot) - 7.5) < 2.6
-        if rng.random() > (0.8 if near_zebra else 0.4) or plan.blocked(float(slot), 1.0):
+        if rng.random() > (0.8 if near_zebra else 0.3) or plan.blocked(float(slot), 1.0):
             continue
         for offset, across in _huddle(int(rng.integers(1, 5)), rng):
-            spot = Path(float(slot) + offset, side * 8.1 + across, float(np.arctan2(-across, -offset)) + rng.normal(0, 0.4))
+            spot = Path(float(slot) + offset, side * 7.95 + across, float(np.arctan2(-across, -offset)) + rng.normal(0, 0.4))
             yield PEDESTRIAN, random_pedestrian(rng, walks=False), spot
 
 

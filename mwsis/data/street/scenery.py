@@ -14,7 +14,7 @@ from mwsis.data.street.shapes import Array, Color, Limb, Mesh, blob, box, limbs,
 
 __all__ = ["FURNITURE", "FacadeStyle", "Street", "building", "furniture", "hedge", "tree"]
 
-LANE_EDGE, BIKE_EDGE, KERB, WALL = 3.2, 4.9, 7.1, 11.6
+LANE_EDGE, BIKE_EDGE, KERB, WALL = 3.2, 4.9, 7.1, 12.0
 """Lateral distances from the street's middle where lane, bicycle lane, parking lane and pavement end, metres."""
 KERB_HEIGHT = 0.13
 
@@ -199,7 +199,7 @@ def tree(rng: np.random.Generator) -> Mesh:
     rods = [Limb(np.array([0, 0, -0.2]), trunk, 0.17, 0.11, bark, Material.BARK)]
     rods += [Limb(trunk, centre, 0.09, 0.04, bark, Material.BARK) for centre in centres]
     cores = [blob((radius * 0.82,) * 3, centre, green * 0.75, Material.LEAF, rng, roughness=0.16) for radius, centre in zip(radii, centres)]
-    return merge([limbs(rods), *cores, _leaves(centres, radii, green, rng, 340)])
+    return merge([limbs(rods), *cores, _leaves(centres, radii, green, rng, 260)])
 
 
 def hedge(length: float, rng: np.random.Generator) -> Mesh:
@@ -208,7 +208,7 @@ def hedge(length: float, rng: np.random.Generator) -> Mesh:
     centres = np.stack([(np.arange(count) + 0.5) * length / count, rng.normal(0, 0.08, count), np.full(count, 0.42)], 1)
     radii, green = rng.uniform(0.42, 0.62, count), np.array(_GREENS[int(rng.integers(3))])
     cores = [blob((radius * 0.9,) * 3, centre, green, Material.LEAF, rng, roughness=0.15) for radius, centre in zip(radii, centres)]
-    return merge([*cores, _leaves(centres, radii, green, rng, 50 * count)])
+    return merge([*cores, _leaves(centres, radii, green, rng, 24 * count)])
 
 
 def _lamp_post() -> Mesh:
@@ -268,7 +268,7 @@ def furniture(kind: str, rng: np.random.Generator) -> Mesh:
     if kind == "column":
         return _kiosk(rng)
     if kind == "bush":
-        return hedge(rng.uniform(1.2, 2.4), rng)
+        return hedge(1.8, rng).placed(0.0, (-0.9, 0.0, 0.0))
     assert kind == "bollard", kind
     post = Limb(np.zeros(3), np.array([0, 0, 0.85]), 0.09, 0.09, (0.10, 0.10, 0.11), Material.METAL)
     band = Limb(np.array([0, 0, 0.68]), np.array([0, 0, 0.78]), 0.098, 0.098, (0.7, 0.7, 0.68), Material.PLATE)

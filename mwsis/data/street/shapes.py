@@ -21,7 +21,6 @@ Color = tuple[float, float, float]
 
 CREASE_COS = 0.72
 """Neighbouring faces whose normals differ by more than about 44 degrees keep a sharp edge between them."""
-LIMB_SIDES = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,19 +197,19 @@ class Limb:
     flatten: float = 1.0
 
 
-@lru_cache(maxsize=1)
-def _limb_topology() -> tuple[Array, Array]:
+@lru_cache(maxsize=8)
+def _limb_topology(count: int) -> tuple[Array, Array]:
     """Return ring angles (2, sides) as cos/sin and the faces over [pole, ring, ring, pole]."""
-    angle = np.arange(LIMB_SIDES) * 2 * np.pi / LIMB_SIDES
-    one, two = np.arange(LIMB_SIDES), (np.arange(LIMB_SIDES) + 1) % LIMB_SIDES
-    low, high, top = 1, 1 + LIMB_SIDES, 1 + 2 * LIMB_SIDES
+    angle = np.arange(count) * 2 * np.pi / count
+    one, two = np.arange(count), (np.arange(count) + 1) % count
+    low, high, top = 1, 1 + count, 1 + 2 * count
     bottom_cap = np.stack([np.zeros_like(one), two + low, one + low], 1)
     sides = np.concatenate([np.stack([one + low, two + low, two + high], 1), np.stack([one + low, two + high, one + high], 1)])
     top_cap = np.stack([np.full_like(one, top), one + high, two + high], 1)
     return np.stack([np.cos(angle), np.sin(angle)]), np.concatenate([bottom_cap, sides, top_cap])
 
 
-def limbs(parts: Sequence[Limb]) -> Mesh:
+def limbs(parts: Sequence[Limb], sides: int = 7) -> Mesh:
     """Return the mesh of many limbs, built in one go because crowds are posed anew for every frame."""
     start, end = np.array([part.start for part in parts]), np.array([part.end for part in parts])
     radii = np.array([[part.start_radius, part.end_radius] for part in parts])[:, :, None, None]
@@ -221,7 +220,7 @@ def limbs(parts: Sequence[Limb]) -> Mesh:
     forward = np.cross(sideways, axis)
     forward /= np.linalg.norm(forward, axis=1, keepdims=True)
     sideways = np.cross(axis, forward)
-    (cos, sin), faces = _limb_topology()
+    (cos, sin), faces = _limb_topology(sides)
     ring = sideways[:, None] * cos[None, :, None] + forward[:, None] * sin[None, :, None] * flatten
     outward = sideways[:, None] * cos[None, :, None] + forward[:, None] * sin[None, :, None] / flatten
     centres = np.stack([start, end], 1)[:, :, None]

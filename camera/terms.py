@@ -1,0 +1,266 @@
+"""Losses on masks that need no mask label: box projections, look-alike neighbours, a teacher's pseudo masks.
+
+Each term is called with one `MaskContext` and returns a scalar; a method is a list of terms with schedules, chosen in
+the configuration. Detection losses are in `fcos.py`; terms that look at LiDAR points are in `fusion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from camera.affinity import CELL, Color, PairAffinity
+from camera.fcos import Positives, mean_over_ranks
+from camera.sources import DenseTarget
+from mwsis.core.batch import ImageBatch
+from mwsis.core.losses import dice, pair_nll
+
+__all__ = ["CellPairs", "MaskContext", "Pairwise", "Projection", "PseudoMask", "look_alike_pairs", "raster_boxes"]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskContext:
+    """What a mask term may look at.
+
+    Attributes:
+        mask_logits: (K, h, w), stride 4, of the sampled positives.
+        positives: the samples and the objects of the batch.
+        images: the batch.
+        target: pseudo masks, ``None`` before their source starts.
+    """
+
+    mask_logits: Tensor
+    positives: Positives
+    images: ImageBatch
+    target: DenseTarget | None = None
+
+    @property
+    def gt_boxes(self) -> Tensor:
+        """(G, 4) float32, pixels of the resized image."""
+        return self.positives.gt_boxes
+
+    @property
+    def gt_labels(self) -> Tensor:
+        """(G,) int64."""
+        return self.positives.gt_labels
+
+    @property
+    def gt_image(self) -> Tensor:
+        """(G,) int64."""
+        return self.positives.gt_image
+
+
+def _raster_axis(low: Tensor, high: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return first and last cell (inclusive) of each interval in pixels."""
+    first = ((low.floor() - CELL // 2) / CELL).ceil().long()
+    last = ((high.floor() - CELL // 2) / CELL).floor().long()
+    nearest = (((low + high) / 2 - CELL // 2) / CELL).round().long()
+    missed = first > last
+    first, last = torch.where(missed, nearest, first), torch.where(missed, nearest, last)
+    return first.clamp(0, length - 1), last.clamp(0, length - 1)
+
+
+def raster_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Return the cells at stride 4 that each box covers; never none.
+
+    Cell j is covered when its pixel ``4 j + 2`` lies between the box's first and last pixel, both included; a box that
+    misses every such pixel covers the cell nearest its centre.
+
+    Args:
+        boxes: (G, 4) float32, pixels.
+        height: rows of the mask map.
+        width: columns of the mask map.
+
+    Returns:
+        (G, 4) int64: first row, last row, first column, last column, all included.
+
+    Source: BoxInst's raster; the nearest cell for small boxes is *corrected*: with none, the projection loss is a
+    constant 1 without gradient.
+    """
+    rows = _raster_axis(boxes[:, 1], boxes[:, 3], height)
+    cols = _raster_axis(boxes[:, 0], boxes[:, 2], width)
+    return torch.stack([*rows, *cols], 1)
+
+
+class Projection:
+    """A mask's row and column maxima should be those of its box.
+
+    Args:
+        weight: factor of the loss.
+
+    Source: BoxInst (arXiv 2012.02310), section 3.1.
+    """
+
+    name = "projection"
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, ctx: MaskContext) -> Tensor:
+        """Return the mean over samples of two Dice losses; zero, connected to the graph, without samples."""
+        prob = ctx.mask_logits.sigmoid()
+        height, width = prob.shape[1:]
+        extent = raster_boxes(ctx.gt_boxes, height, width)[ctx.positives.gt_index]
+        rows = torch.arange(height, device=prob.device)
+        cols = torch.arange(width, device=prob.device)
+        on_row = ((rows >= extent[:, :1]) & (rows <= extent[:, 1:2])).to(prob.dtype)
+        on_col = ((cols >= extent[:, 2:3]) & (cols <= extent[:, 3:])).to(prob.dtype)
+        loss = dice(prob.amax(2), on_row) + dice(prob.amax(1), on_col)
+        return self.weight * loss.sum() / mean_over_ranks(prob.new_tensor(len(prob))).clamp(min=1)
+
+
+@dataclass(frozen=True, eq=False)
+class CellPairs:
+    """Unordered pairs of look-alike cells, object by object.
+
+    Attributes:
+        starts: (G+1,) int64, the pairs of object g are rows ``starts[g]`` to ``starts[g+1]``.
+        first, second: (M,) int64, cells ``row * width + column``.
+        weight: (M,) float32, 1 or 2: how many of the two ordered pairs count.
+    """
+
+    starts: Tensor
+    first: Tensor
+    second: Tensor
+    weight: Tensor
+
+
+def _cells_around(extent: Tensor, reach: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return object, row and column of the cells from which a forward pair can touch each object's box."""
+    top, bottom = (extent[:, 0] - reach).clamp(min=0), extent[:, 1]
+    left, right = (extent[:, 2] - reach).clamp(min=0), (extent[:, 3] + reach).clamp(max=width - 1)
+    span = right - left + 1
+    count = span * (bottom - top + 1)
+    owner = torch.repeat_interleave(torch.arange(len(extent), device=extent.device), count)
+    local = torch.arange(len(owner), device=extent.device) - (count.cumsum(0) - count)[owner]
+    return owner, top[owner] + local // span[owner], left[owner] + local % span[owner]
+
+
+def look_alike_pairs(affinity: PairAffinity, extent: Tensor, gt_image: Tensor, threshold: float) -> CellPairs:
+    """Return the pairs at least as similar as the threshold that touch an object's box.
+
+    An ordered pair counts when its first cell is in the box and its second shows image content; the two orders of a
+    pair are one row with their number as weight, so sums equal those of the 8-neighbour form.
+
+    Args:
+        affinity: similarity of I images.
+        extent: (G, 4) int64, first and last row, first and last column of each box.
+        gt_image: (G,) int64.
+        threshold: smallest similarity.
+
+    Complexity: O(cells of all boxes) memory; no map per object is made.
+    """
+    height, width = affinity.valid.shape[1:]
+    reach = max(abs(cols) for _, cols in affinity.offsets)
+    owner, row, col = _cells_around(extent, reach, height, width)
+    image = gt_image[owner]
+    step = torch.tensor(affinity.offsets, device=extent.device)
+    rows, cols = (
+        torch.stack([row.expand(4, -1), row + step[:, :1]]),
+        torch.stack([col.expand(4, -1), col + step[:, 1:]]),
+    )
+    onto = (rows[1] < height) & (cols[1] >= 0) & (cols[1] < width)
+    box = extent[owner].T[:, None, None]
+    in_box = (rows >= box[0]) & (rows <= box[1]) & (cols >= box[2]) & (cols <= box[3])
+    valid = affinity.valid[image, rows.clamp(max=height - 1), cols.clamp(0, width - 1)]
+    weight = (in_box[0] & valid[1]).float() + (in_box[1] & valid[0]).float()
+    similarity = affinity.similarity[image, :, row, col].T
+    alike = similarity >= threshold
+    cell, direction = (onto & alike & (weight > 0)).T.nonzero(as_tuple=True)
+    flat = rows * width + cols
+    starts = functional.pad(owner[cell].bincount(minlength=len(extent)).cumsum(0), (1, 0))
+    return CellPairs(starts, flat[0, direction, cell], flat[1, direction, cell], weight[direction, cell])
+
+
+class Pairwise:
+    """Neighbouring cells that look alike should carry the same label.
+
+    The same value, gradient and normaliser as the dense 8-neighbour form, from the pairs that count only.
+
+    Args:
+        affinity: similarity of the images; by default of colours, two cells apart.
+        threshold: pairs below are left out, never pushed apart.
+        dilation: distance of paired cells for the default affinity.
+        weight: factor of the loss.
+
+    Source: BoxInst (arXiv 2012.02310), section 3.2: threshold 0.3, dilation 2.
+    """
+
+    name = "pairwise"
+    needs: frozenset[str] = frozenset({"images"})
+
+    def __init__(
+        self,
+        affinity: Callable[[ImageBatch], PairAffinity] | None = None,
+        threshold: float = 0.3,
+        dilation: int = 2,
+        weight: float = 1.0,
+    ) -> None:
+        self.affinity = affinity or Color(dilation)
+        self.threshold = threshold
+        self.weight = weight
+
+    def __call__(self, ctx: MaskContext) -> Tensor:
+        """Return the weighted mean over all pairs of the batch; zero, connected to the graph, without pairs.
+
+        Complexity: O(samples times pairs of their box).
+        """
+        height, width = ctx.mask_logits.shape[1:]
+        extent = raster_boxes(ctx.gt_boxes, height, width)
+        pairs = look_alike_pairs(self.affinity(ctx.images), extent, ctx.gt_image, self.threshold)
+        gt_index = ctx.positives.gt_index
+        count = pairs.starts.diff()[gt_index]
+        sample = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        skipped = pairs.starts[gt_index] - (count.cumsum(0) - count)
+        pair = torch.arange(len(sample), device=count.device) + skipped[sample]
+        flat, base = ctx.mask_logits.flatten(), sample * (height * width)
+        loss = pair_nll(flat.index_select(0, base + pairs.first[pair]), flat.index_select(0, base + pairs.second[pair]))
+        weight = pairs.weight[pair]
+        return self.weight * (loss * weight).sum() / mean_over_ranks(weight.sum()).clamp(min=1)
+
+
+class PseudoMask:
+    """A mask should equal the pseudo mask of its object where that is sure.
+
+    Args:
+        high: pseudo probabilities above become 1.
+        low: pseudo probabilities below become 0; between, the cell is left out.
+        global_dice: one Dice over all samples together (published) instead of the mean of one per sample.
+        weight: factor of the loss.
+
+    Source: MWSIS (AAAI 2024), IPG loss: 0.7, 0.3, cross-entropy plus Dice; Dice per sample is *corrected*: the
+    published one over all samples lets large objects decide.
+    """
+
+    name = "pseudo_mask"
+    needs: frozenset[str] = frozenset({"target"})
+
+    def __init__(self, high: float = 0.7, low: float = 0.3, *, global_dice: bool = False, weight: float = 1.0) -> None:
+        self.high = high
+        self.low = low
+        self.global_dice = global_dice
+        self.weight = weight
+
+    def __call__(self, ctx: MaskContext) -> Tensor:
+        """Return cross-entropy over all sure cells plus Dice; objects without a pseudo mask contribute nothing."""
+        if ctx.target is None:  # before the source's start
+            return ctx.mask_logits.sum() * 0
+        gt_index = ctx.positives.gt_index
+        present = ctx.target.present[gt_index]
+        logits, soft = ctx.mask_logits[present].flatten(1), ctx.target.per_gt[gt_index[present]].flatten(1)
+        wanted = (soft > self.high).to(logits.dtype)
+        sure = ((soft > self.high) | (soft < self.low)).to(logits.dtype)
+        entropy = functional.binary_cross_entropy_with_logits(logits, wanted, sure, reduction="sum")
+        entropy = entropy / mean_over_ranks(sure.sum()).clamp(min=1)
+        prob = logits.sigmoid()
+        if self.global_dice:
+            overlap = dice(prob.reshape(1, -1), wanted.reshape(1, -1), sure.reshape(1, -1))[0] * bool(present.any())
+        else:
+            num_samples = mean_over_ranks(present.sum()).clamp(min=1)
+            overlap = dice(prob, wanted, sure).sum() / num_samples
+        return self.weight * (entropy + overlap)

@@ -1,0 +1,140 @@
+"""From stored frames to batches: ground truth is dropped here, augmentation happens in the transform given.
+
+`FrameDataset` joins frames, labels and transform; `collate` joins samples. The transform is made of `lidar.transforms`,
+`camera.transforms` and `fusion.transforms`; the order of visits is in `sampler.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mwsis.core.batch import Batch, ImageBatch, PointBatch, Sample
+from mwsis.core.errors import DataError
+from mwsis.core.frame import Frame
+from mwsis.core.instances import Boxes2D, PointLabels
+from mwsis.data.label_cache import FrameLabels
+from mwsis.data.sampler import seeded_generator
+
+__all__ = ["FrameDataset", "Transform", "collate"]
+
+Transform = Callable[[Frame, FrameLabels, int, torch.Generator], Sample]
+IMAGE_MULTIPLE = 32
+"""Coarsest stride at which the camera backbone's maps must divide evenly."""
+
+
+class FrameDataset(Dataset[Sample]):
+    """Training samples of a frame store.
+
+    The transform never sees ground truth: it is taken off before. What it draws depends on ``seed`` and the position
+    in the run alone, so a resumed run continues with the samples it would have had.
+
+    Args:
+        frames: F frames.
+        labels: F labels made from the 2D boxes, or ``None`` where none are needed.
+        transform: makes the sample.
+        seed: of the augmentation.
+
+    Raises:
+        DataError: frames and labels differ in number.
+    """
+
+    def __init__(
+        self, frames: Sequence[Frame], labels: Sequence[FrameLabels] | None, transform: Transform, seed: int
+    ) -> None:
+        if labels is not None and len(labels) != len(frames):
+            raise DataError(f"labels: expected one per frame ({len(frames)}), got {len(labels)}; make them again")
+        self.frames = frames
+        self.labels = labels
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        """Return the sample of ``(index, position)``, as `ResumableSampler` yields them; an index is its own position.
+
+        Raises:
+            DataError: labels and frame differ in length, or an image cannot be decoded.
+        """
+        index, position = (key, key) if isinstance(key, int) else key
+        frame = self.frames[index].without_truth()
+        labels = FrameLabels.unlabelled(len(frame.points)) if self.labels is None else self.labels[index]
+        if len(labels.ring_segment_id) != len(frame.points):
+            got = f"{len(labels.ring_segment_id)} labels for {len(frame.points)} points"
+            raise DataError(f"{frame.frame_id}: {got}; the labels belong to other frames, so make them again")
+        return self.transform(frame, labels, index, seeded_generator("sample", self.seed, position))
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Join samples: points one after the other, images padded to one size, indices and ids counted on.
+
+    Args:
+        samples: B samples.
+
+    Returns:
+        A batch; ring segments are unique over it, pseudo instances within their frame.
+    """
+    counts = torch.tensor([len(sample.xyz) for sample in samples])
+    first_image = torch.tensor([len(sample.images) for sample in samples]).cumsum(0)
+    num_slots = max(sample.pixels.camera_index.shape[1] for sample in samples)
+    links = [_links(sample, num_slots) for sample in samples]
+    image_index = [
+        torch.where(index >= 0, index + first - len(sample.images), -1)
+        for (_, index), first, sample in zip(links, first_image, samples, strict=True)
+    ]
+    points = PointBatch(
+        xyz=torch.cat([sample.xyz for sample in samples]),
+        point_feats=torch.cat([sample.point_feats for sample in samples]),
+        batch_offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        point_index=torch.cat([sample.point_index for sample in samples]),
+        ring_segment_id=_counted_on([sample.ring_segment_id for sample in samples]),
+    )
+    return Batch(
+        frame_index=torch.tensor([sample.frame_index for sample in samples]),
+        frame_ids=tuple(sample.frame_id for sample in samples),
+        points=points,
+        images=_image_batch(samples),
+        pixel_uv=torch.cat([uv for uv, _ in links]),
+        image_index=torch.cat(image_index),
+        pseudo=PointLabels(
+            torch.cat([sample.pseudo.semantic_labels for sample in samples]),
+            torch.cat([sample.pseudo.instance_ids for sample in samples]),
+        ),
+    )
+
+
+def _links(sample: Sample, num_slots: int) -> tuple[Tensor, Tensor]:
+    """Return pixels and camera index (int64) of a sample, filled up with empty slots."""
+    missing = num_slots - sample.pixels.camera_index.shape[1]
+    pixel_uv = torch.nn.functional.pad(sample.pixels.pixel_uv, (0, 0, 0, missing))
+    return pixel_uv, torch.nn.functional.pad(sample.pixels.camera_index.long(), (0, missing), value=-1)
+
+
+def _counted_on(ids: list[Tensor]) -> Tensor:
+    """Return the ids of all frames, each frame's beginning after the last one's; -1 stays."""
+    shifted, start = [], 0
+    for frame_ids in ids:
+        shifted.append(torch.where(frame_ids >= 0, frame_ids + start, -1))
+        start += int(frame_ids.max()) + 1 if len(frame_ids) else 0
+    return torch.cat(shifted)
+
+
+def _image_batch(samples: list[Sample]) -> ImageBatch:
+    images = [image for sample in samples for image in sample.images]
+    originals = [size for sample in samples for size in sample.original_sizes]
+    labels: tuple[Boxes2D, ...] = tuple(boxes for sample in samples for boxes in sample.labels)
+    sizes = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64).reshape(-1, 2)
+    height, width = (_rounded_up(int(size)) for size in (sizes.max(0).values if images else (1, 1)))
+    padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    for canvas, image in zip(padded, images, strict=True):
+        canvas[:, : image.shape[1], : image.shape[2]] = image
+    return ImageBatch(padded, sizes, torch.tensor(originals, dtype=torch.int64).reshape(-1, 2), labels)
+
+
+def _rounded_up(size: int) -> int:
+    return -(-size // IMAGE_MULTIPLE) * IMAGE_MULTIPLE

@@ -1,0 +1,239 @@
+"""What a camera records: shaded, textured, noisy JPEG images, and which thing each pixel shows.
+
+One ray through each pixel's middle decides what the pixel shows; where the picture has edges, three more rays soften
+its colour. Light: sun with shadows, sky, near occlusion, gloss, glass, haze; then lens and sensor. Next: `truth.py`.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mwsis.core.geometry import CameraModel
+from mwsis.data.street.materials import GLOSS, Material
+from mwsis.data.street.rays import STEP_PAST, Hits
+from mwsis.data.street.scene import World
+from mwsis.data.street.shapes import Array
+from mwsis.data.street.sky import ambient, sky
+from mwsis.data.street.textures import albedo
+
+__all__ = ["JPEG_QUALITY", "CameraRays", "Picture", "encode_jpeg", "render"]
+
+JPEG_QUALITY = 92
+EDGE_CONTRAST = 0.10
+"""Pixels that differ from a neighbour by more than this (display range 0..1) get three more rays."""
+SUBPIXELS = ((-0.29, -0.13), (0.13, -0.29), (0.29, 0.22))
+NEAR_SHADE, NEAR_REACH = 0.55, 1.1
+"""How much of the sky's light is lost where a ray of this length (m) finds something close by."""
+NEAR_LIMIT = 45.0
+"""Beyond this distance nearness no longer shows, metres."""
+INSIDE_OPENNESS = np.float32(0.6)
+"""The same loss for what is seen through a car's windows."""
+
+
+@dataclass(frozen=True, eq=False)
+class CameraRays:
+    """The rays of one camera, worked out once: undistorting a lens costs more than casting the rays.
+
+    Attributes:
+        width, height: pixels.
+        origin: (3,) float64, vehicle frame.
+        directions: (1 + 3, H * W, 3) float32, vehicle frame; first through pixel centres, then `SUBPIXELS`.
+        vignette: (H, W) float32, brightness towards the corners.
+    """
+
+    width: int
+    height: int
+    origin: Array
+    directions: Array
+    vignette: Array
+
+    @classmethod
+    def build(cls, camera: CameraModel) -> CameraRays:
+        """Return the rays of a camera."""
+        row, column = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
+        centres = torch.stack([column, row], -1).reshape(-1, 2).double() + 0.5
+        sets = [camera.rays(centres + torch.tensor(offset, dtype=torch.float64)) for offset in ((0.0, 0.0), *SUBPIXELS)]
+        directions = np.stack([direction.numpy() for _, direction in sets]).astype(np.float32)
+        off_axis = ((centres - torch.tensor([camera.width, camera.height]) / 2) / camera.width).norm(dim=1)
+        vignette = (1 - 0.55 * off_axis**2).reshape(camera.height, camera.width).numpy().astype(np.float32)
+        return cls(camera.width, camera.height, sets[0][0].numpy(), directions, vignette)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One image with what it shows.
+
+    Attributes:
+        rgb: (H, W, 3) uint8.
+        entity: (H, W) int32, row of `World.entities` seen through the middle of each pixel, -1 sky.
+    """
+
+    rgb: Array
+    entity: Array
+
+
+def render(world: World, rays: CameraRays, rng: np.random.Generator) -> Picture:
+    """Return the image a camera records; ``rng`` draws the sensor's noise."""
+    turn = world.vehicle_to_world().astype(np.float32)
+    origin = (world.ego_position + world.vehicle_to_world() @ rays.origin).astype(np.float32)
+    color, face, openness = _look(world, origin, rays.directions[0] @ turn.T, (rays.height, rays.width))
+    shown = _expose(color, world.weather.exposure)
+    edge = _edges(shown.reshape(rays.height, rays.width, 3)).reshape(-1)
+    if len(edge):
+        more, _, _ = _look(world, origin, (rays.directions[1:, edge] @ turn.T).reshape(-1, 3), np.tile(openness[edge], 3))
+        soft = _expose(more, world.weather.exposure).reshape(len(SUBPIXELS), -1, 3)
+        shown[edge] = (shown[edge] + soft.sum(0)) / (1 + len(SUBPIXELS))
+    image = shown.reshape(rays.height, rays.width, 3) * rays.vignette[..., None]
+    noisy = image + rng.standard_normal(image.shape, np.float32) * (0.006 + 0.014 * np.sqrt(image))
+    rgb = (np.clip(noisy, 0, 1) * 255 + 0.5).astype(np.uint8)
+    entity = np.where(face >= 0, world.entity[face], -1).astype(np.int32)
+    return Picture(rgb, entity.reshape(rays.height, rays.width))
+
+
+def encode_jpeg(rgb: Array) -> bytes:
+    """Return an (H, W, 3) uint8 image as JPEG bytes."""
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "JPEG", quality=JPEG_QUALITY)
+    return stream.getvalue()
+
+
+def _expose(color: Array, gain: float) -> Array:
+    """Turn linear radiance into display values in 0..1, (N, 3) float32."""
+    bright = np.maximum(color * np.float32(gain), 0)
+    bright = bright * (1 + bright * np.float32(0.12)) / (1 + bright)
+    return np.sqrt(np.minimum(bright * np.float32(1.35), 1.0))
+
+
+def _edges(image: Array) -> Array:
+    """Return the flat indices of pixels that differ much from the pixel to the right or below, or the other way."""
+    across = np.abs(np.diff(image, axis=1)).max(2) > EDGE_CONTRAST
+    down = np.abs(np.diff(image, axis=0)).max(2) > EDGE_CONTRAST
+    edge = np.zeros(image.shape[:2], bool)
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    return np.flatnonzero(edge)
+
+
+def _look(
+    world: World, origin: Array, directions: Array, openness: Array | tuple[int, int]
+) -> tuple[Array, Array, Array]:
+    """Return colour (N, 3), face (N,) and openness (N,) seen along rays; through car windows, what is behind them.
+
+    ``openness`` is known, or is worked out for rays through an image of the given height and width.
+    """
+    hits = world.caster.cast(origin, directions)
+    color = sky(world.weather, directions) if (hits.face < 0).any() else np.zeros((len(directions), 3), np.float32)
+    on = np.flatnonzero(hits.face >= 0)
+    if isinstance(openness, tuple):
+        openness = _openness(world, origin, directions, hits, openness)
+    color[on] = _shade(world, origin, directions[on], hits, on, openness[on])
+    glass = on[world.mesh.materials[hits.face[on]] == Material.GLASS]
+    if len(glass):
+        start = origin + directions[glass] * (hits.distance[glass, None] + np.float32(STEP_PAST))
+        beyond = world.caster.cast(start, directions[glass])
+        seen = sky(world.weather, directions[glass], detailed=False)
+        solid = np.flatnonzero(beyond.face >= 0)
+        dim = np.full(len(solid), INSIDE_OPENNESS, np.float32)
+        seen[solid] = _shade(world, start[solid], directions[glass[solid]], beyond, solid, dim)
+        color[glass] += seen * (np.float32(0.5) * np.array([0.82, 0.92, 0.90], np.float32))
+    return color, hits.face, openness
+
+
+def _dot(left: Array, right: Array) -> Array:
+    return np.asarray(np.einsum("nd,nd->n", left, right))
+
+
+def _unit(vectors: Array) -> Array:
+    return np.asarray(vectors / np.maximum(np.sqrt(_dot(vectors, vectors)), 1e-6)[:, None])
+
+
+def _normals(world: World, directions: Array, hits: Hits, on: Array) -> Array:
+    """Return smooth unit normals turned towards the viewer, (N, 3) float32."""
+    normal = _unit(np.einsum("ncd,nc->nd", world.mesh.normals[hits.face[on]], hits.weights[on]))
+    flat = hits.flat[on]
+    turned = (_dot(flat, directions) > 0) != (_dot(flat, normal) < 0)
+    return np.where(turned[:, None], -normal, normal)
+
+
+def _shade(world: World, origin: Array, directions: Array, hits: Hits, on: Array, openness: Array) -> Array:
+    """Return the colour of the hits numbered ``on``, (len(on), 3) float32; directions and openness are theirs."""
+    weather, face, distance = world.weather, hits.face[on], hits.distance[on]
+    position = origin + directions * distance[:, None]
+    normal = _normals(world, directions, hits, on)
+    material = world.mesh.materials[face]
+    color, pane = _albedo(world, face, position, normal)
+    lit = _sunlight(world, position, normal)
+    out = color * (ambient(weather, normal) * openness[:, None] + weather.sun_color * lit[:, None])
+    gloss = np.where(pane, np.float32(0.55), GLOSS[material])
+    shiny = np.flatnonzero(gloss > 0)
+    if len(shiny):
+        out[shiny] += _reflection(world, directions[shiny], normal[shiny], lit[shiny], gloss[shiny])
+    clear = np.exp(-distance / np.float32(weather.haze))[:, None]
+    return np.asarray(out * clear + (weather.horizon * np.float32(0.75)) * (1 - clear), np.float32)
+
+
+def _albedo(world: World, face: Array, position: Array, normal: Array) -> tuple[Array, Array]:
+    entity = world.entity[face]
+    things = world.entities
+    cos, sin = np.cos(things.yaw)[entity], np.sin(things.yaw)[entity]
+
+    def to_local(vectors: Array) -> Array:
+        x, y = vectors[:, 0], vectors[:, 1]
+        return np.stack([cos * x + sin * y, cos * y - sin * x, vectors[:, 2]], 1)
+
+    local = to_local(position - things.position[entity])
+    centre = np.asarray(world.street.centre(position[:, 0]), np.float32)
+    material, color = world.mesh.materials[face], world.mesh.colors[face]
+    return albedo(material, color, position, local, to_local(normal), entity, things.styles[entity], centre, world.zebra)
+
+
+def _sunlight(world: World, position: Array, normal: Array) -> Array:
+    """Return the cosine of the sun's incidence where it shines, 0 in shadow, (N,) float32."""
+    facing = np.maximum(normal @ world.weather.sun, 0).astype(np.float32)
+    lit = np.flatnonzero(facing > 0)
+    start = position[lit] + normal[lit] * np.float32(0.012)
+    facing[lit[world.caster.blocked(start, world.weather.sun)]] = 0
+    return facing
+
+
+_NEAR_RAYS = np.array(
+    [[0.82, 0.10, 0.56], [-0.44, 0.72, 0.54], [-0.38, -0.76, 0.53], [0.2, -0.3, 0.93]], np.float32
+)  # fmt: skip
+
+
+def _openness(world: World, origin: Array, directions: Array, hits: Hits, shape: tuple[int, int]) -> Array:
+    """Return how little the sky is hidden by things close by, (N,) float32 in (1 - NEAR_SHADE)..1.
+
+    Worked out for every other row and column of an image of this shape and repeated.
+    """
+    coarse = np.arange(shape[0] * shape[1]).reshape(shape)[::2, ::2]
+    sample = coarse.reshape(-1)
+    near = np.flatnonzero((hits.face[sample] >= 0) & (hits.distance[sample] < NEAR_LIMIT))
+    sample = sample[near]
+    normal = _normals(world, directions[sample], hits, sample)
+    start = origin + directions[sample] * hits.distance[sample, None] + normal * np.float32(0.015)
+    hidden = np.zeros(coarse.size, np.float32)
+    for ray in _NEAR_RAYS:
+        hidden[near] += world.caster.blocked(start, _unit(ray + normal), NEAR_REACH)
+    hidden = hidden.reshape(coarse.shape).repeat(2, 0).repeat(2, 1)[: shape[0], : shape[1]].reshape(-1)
+    return 1 - np.float32(NEAR_SHADE / len(_NEAR_RAYS)) * hidden
+
+
+def _reflection(world: World, directions: Array, normal: Array, lit: Array, gloss: Array) -> Array:
+    """Return what shiny surfaces mirror: sky or street, stronger at grazing angles, and the sun's highlight."""
+    along = _dot(directions, normal)[:, None]
+    mirrored = directions - 2 * along * normal
+    grazing = np.clip(1 + along[:, 0], 0, 1) ** 4
+    strength = gloss * (0.25 + 0.75 * grazing)
+    above = sky(world.weather, mirrored, detailed=False)
+    street = world.weather.horizon * np.float32(0.22)
+    image = np.where((mirrored[:, 2] > 0.12)[:, None], above, street)
+    highlight = np.maximum(mirrored @ world.weather.sun, 0) ** 90 * (lit > 0) * gloss * 2.0
+    return np.asarray(image * strength[:, None] + world.weather.sun_color * highlight[:, None], np.float32)

@@ -1,0 +1,200 @@
+"""Tables of scores and label quality, as HTML.
+
+Each row says what its network was trained from; where a score is missing, words say why. What is deliberately not
+here: the page around them (`html.py`) and the charts (`curves.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from mwsis.report.content import (
+    NETWORKS,
+    Metrics,
+    Report,
+    data_name,
+    grouped_digits,
+    network_scores,
+    trained_from,
+    validation_words,
+)
+from mwsis.report.curves import Row, grouped_bars, number, series_colour
+
+__all__ = ["bar_cell", "chip", "label_quality", "scores", "text"]
+
+CAMERA_COLUMNS = {
+    "mask_ap": "Mask AP",
+    "mask_ap50": "AP50",
+    "mask_ap75": "AP75",
+    "matched_mask_iou": "IoU of masks",
+    "matched_box_iou": "IoU of filled boxes",
+}
+LIDAR_COLUMNS = {
+    "instance_ap": "Instance AP",
+    "instance_ap50": "AP50",
+    "instance_ap25": "AP25",
+    "miou": "Point mIoU",
+}
+CLASS_COLUMNS = {"mask_ap": "Mask AP", "instance_ap": "Instance AP", "iou": "Point IoU"}
+METHODS = {"frustum": "Frustum", "clustering": "Clustering", "spg": "Spatial labels (SPG)"}
+SPOKEN_METHODS = {
+    "frustum": "every point inside a 2D box takes its class",
+    "clustering": "the largest cluster of points inside a box",
+    "spg": "clusters completed along the ring segments of the sweep; what training uses unless said otherwise",
+}
+
+
+def scores(report: Report) -> str:
+    """Return teacher and student of each branch against ground truth, with what each row was trained from."""
+    lead = (
+        f"<p>Measured on {text(validation_words(report))}. No network was trained on the ground truth used here: "
+        f"{chip('gt_ masks', 'gt')} and {chip('gt_ point labels', 'gt')} serve these tables only.</p>"
+    )
+    return (
+        lead
+        + _branch_scores(report, "camera", "Camera: instance masks", CAMERA_COLUMNS)
+        + _branch_scores(report, "lidar", "LiDAR: instances and classes of points", LIDAR_COLUMNS)
+    )
+
+
+def _branch_scores(report: Report, branch: str, title: str, columns: Mapping[str, str]) -> str:
+    heading = f"<h3>{title}</h3>"
+    rows = []
+    for network in NETWORKS:
+        scores = network_scores(report, branch, network)
+        if any(number(scores.get(key)) is not None for key in columns):
+            rows.append(_score_row(report, branch, network, scores, columns))
+    if not rows:
+        return heading + f'<p class="missing">{_why_no_scores(report, branch)}</p>'
+    titles = "".join(f'<th scope="col">{name}</th>' for name in columns.values())
+    return (
+        f'{heading}<div class="scroll"><table class="stack"><thead><tr><th scope="col">Network</th>{titles}'
+        f'<th scope="col">Trained from</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f"{_scored_objects(report, branch)}{_class_scores(report, branch)}"
+    )
+
+
+def _score_row(report: Report, branch: str, network: str, scores: Metrics, columns: Mapping[str, str]) -> str:
+    cells = "".join(bar_cell(number(scores.get(key)), name) for key, name in columns.items())
+    learned = trained_from(report, branch)
+    if network == "teacher":
+        learned += "; running average of the student's weights"
+    note = f'<td class="note" data-label="Trained from">{text(learned)}; ground truth used for this score only</td>'
+    return f'<tr><th scope="row">{chip(network, "net")}</th>{cells}{note}</tr>'
+
+
+def _class_scores(report: Report, branch: str) -> str:
+    """Return a table of the scores that exist per class, e.g. ``mask_ap/Vehicle``."""
+    networks = {network: network_scores(report, branch, network) for network in NETWORKS}
+    keys = [key for scores in networks.values() for key in scores]
+    prefixes = [prefix for prefix in CLASS_COLUMNS if any(key.startswith(prefix + "/") for key in keys)]
+    classes = list(
+        dict.fromkeys(key.split("/", 1)[1] for key in keys if key.split("/", 1)[0] in prefixes and "/" in key)
+    )
+    if not classes:
+        return ""
+    columns = [(prefix, network) for prefix in prefixes for network in NETWORKS if networks[network]]
+    titles = "".join(f'<th scope="col">{CLASS_COLUMNS[prefix]}, {network}</th>' for prefix, network in columns)
+    rows = ""
+    for name in classes:
+        cells = "".join(
+            bar_cell(number(networks[network].get(f"{prefix}/{name}")), f"{CLASS_COLUMNS[prefix]}, {network}")
+            for prefix, network in columns
+        )
+        rows += f'<tr><th scope="row">{text(name)}</th>{cells}</tr>'
+    return (
+        f'<div class="scroll"><table class="stack"><thead><tr><th scope="col">Class</th>{titles}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _scored_objects(report: Report, branch: str) -> str:
+    """Return what the scores count, where the metrics say."""
+    clauses: list[str] = []
+    for network in NETWORKS:
+        found = network_scores(report, branch, network)
+        objects, images, matched = (grouped_digits(found.get(f"num_{key}")) for key in ("objects", "images", "matched"))
+        if objects is not None and not clauses:
+            clauses.append(f"{objects} true objects" + (f" in {images} images" if images is not None else ""))
+        if matched is not None:
+            clauses.append(f"the two IoU columns: {matched} objects found by the {network}")
+    return f'<p class="soft">Scored on {"; ".join(clauses)}.</p>' if clauses else ""
+
+
+def _why_no_scores(report: Report, branch: str) -> str:
+    name = {"camera": "camera", "lidar": "LiDAR"}[branch]
+    truth = {"camera": "masks", "lidar": "point labels"}[branch]
+    if branch not in report.branches:
+        return f"The {name} branch was not trained in this run."
+    return (
+        f"Not scored: {text(data_name(report))} has no ground-truth {truth} on this split, so there is nothing to "
+        f"measure the {name} branch against. It was trained from {text(trained_from(report, branch))}; its predictions "
+        "are among the frames below."
+    )
+
+
+def label_quality(report: Report) -> str:
+    """Return how well the labels made from 2D boxes agree with ground truth: a chart and its table."""
+    labels = report.metrics.get("labels") or {}
+    rows = report.label_rows if report.label_rows is not None else labels.get("rows") or ()
+    where = f"{data_name(report)}, {labels.get('split', 'train')} split"
+    if not rows:
+        return (
+            f'<p class="missing">Not measured: {text(data_name(report))} has no ground-truth point labels to compare '
+            "the pseudo labels with.</p>"
+        )
+    methods = list(dict.fromkeys(str(row.get("method")) for row in rows))
+    classes = list(dict.fromkeys(str(row.get("class")) for row in rows))
+    by_key = {(str(row.get("method")), str(row.get("class"))): row for row in rows}
+    series = {
+        method: [number(by_key.get((method, name), {}).get("point_iou")) for name in classes] for method in methods
+    }
+    chart = grouped_bars(classes, series, "Point IoU of the pseudo labels by class and method")
+    legend = "".join(
+        f'<li><i style="background:{series_colour(index)}"></i>{text(METHODS.get(method, method))}'
+        + (f' <span class="soft">– {SPOKEN_METHODS[method]}</span>' if method in SPOKEN_METHODS else "")
+        + "</li>"
+        for index, method in enumerate(methods)
+    )
+    return (
+        f"<p>How well {chip('pseudo_ point labels', 'pseudo')} made from 2D boxes agree with "
+        f"{chip('gt_ point labels', 'gt')} on {text(where)}; no network is involved. Bars: point IoU, the mean over "
+        f'objects.</p>{chart}<ul class="legend">{legend}</ul>{_label_table(rows)}'
+    )
+
+
+def _label_table(rows: Sequence[Row]) -> str:
+    columns = {"point_iou": "Point IoU", "precision": "Precision", "recall": "Recall", "pooled_iou": "Pooled IoU"}
+    titles = "".join(f'<th scope="col">{name}</th>' for name in ("Method", "Class", "Objects", *columns.values()))
+    lines = ""
+    for row in rows:
+        method = str(row.get("method"))
+        cells = "".join(bar_cell(number(row.get(key)), name) for key, name in columns.items())
+        lines += (
+            f'<tr><th scope="row">{text(METHODS.get(method, method))}</th>'
+            f'<td data-label="Class">{text(row.get("class"))}</td>'
+            f'<td class="num count" data-label="Objects">{text(grouped_digits(row.get("objects")))}</td>{cells}</tr>'
+        )
+    return (
+        f'<div class="scroll"><table class="stack"><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
+    )
+
+
+def text(value: object) -> str:
+    """Return a value as HTML text, safe in attributes too."""
+    return escape(str(value), quote=True)
+
+
+def chip(words: str, kind: str) -> str:
+    """Return a coloured tag; ``kind`` is ``gt``, ``pseudo`` or ``net`` (teacher, student)."""
+    return f'<span class="chip {kind}">{text(words)}</span>'
+
+
+def bar_cell(value: float | None, column: str) -> str:
+    """Return a table cell with a fraction in [0, 1] and a bar of its length; a dash for None."""
+    label = f'class="num" data-label="{text(column)}"'
+    if value is None:
+        return f'<td {label}><span title="no ground truth to score against">–</span></td>'
+    width = 100 * min(max(value, 0.0), 1.0)
+    return f'<td {label}>{value:.3f}<span class="bar"><i style="width:{width:.1f}%"></i></span></td>'

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import torch
+
+from mwsis.core.segment_ops import segment_max, segment_mean, segment_sum
+
+
+def ragged() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(50, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, 6, (50,), generator=generator)
+    return values, ids + (ids >= 4)  # segment 4 stays empty
+
+
+def test_equal_loops():
+    values, ids = ragged()
+    for segment in (0, 1, 2, 3, 5, 6):
+        rows = values[ids == segment]
+        torch.testing.assert_close(segment_sum(values, ids, 7)[segment], rows.sum(0))
+        torch.testing.assert_close(segment_mean(values, ids, 7)[segment], rows.mean(0))
+        torch.testing.assert_close(segment_max(values, ids, 7)[segment], rows.max(0).values)
+
+
+def test_empty_segments():
+    values, ids = ragged()
+    assert segment_sum(values, ids, 8)[4].tolist() == [0, 0, 0]
+    assert segment_mean(values, ids, 8)[7].tolist() == [0, 0, 0]
+    assert segment_max(values, ids, 8)[4].tolist() == [-torch.inf] * 3
+    nothing = torch.zeros(0, 2)
+    assert segment_mean(nothing, torch.zeros(0, dtype=torch.int64), 3).tolist() == [[0, 0]] * 3
+    assert segment_sum(torch.ones(2, dtype=torch.int64), torch.tensor([1, 1]), 3).tolist() == [0, 2, 0]
+
+
+def test_gradients():
+    values, ids = ragged()
+    for reduce in (segment_sum, segment_mean, segment_max):
+        assert torch.autograd.gradcheck(lambda v, reduce=reduce: reduce(v, ids, 7)[[0, 1, 2, 3, 5, 6]], values)
+
+
+def test_one_dimension():
+    assert segment_max(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1]), 2).tolist() == [3, 2]
+    assert segment_mean(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1]), 2).tolist() == [2, 2]

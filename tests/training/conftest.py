@@ -1,0 +1,30 @@
+"""A tiny run, prepared once per session: two frames of the street world and a configuration to match."""
+
+from __future__ import annotations
+
+import pytest
+
+from mwsis.training import build
+from mwsis.training.commands import compose_run
+from mwsis.training.run import prepare
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def compose_tiny(tiny_cache):
+    def compose(*overrides):
+        return build.typed(compose_run(["experiment=smoke", f"data.cache={tiny_cache}", *overrides]))
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def prepare_tiny():
+    def prepared(run):
+        return prepare(run, build.build_source(run), lambda *progress: None)
+
+    return prepared

@@ -1,0 +1,166 @@
+"""Whole runs on a tiny world: exact resumption, no leak of ground truth, switches."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from fusion.step import PretrainingStep
+from mwsis.core.frame import FrameTruth
+from mwsis.core.instances import MaskSet
+from mwsis.training.checkpoint import read_run_checkpoint
+from mwsis.training.evaluate import evaluate_run
+from mwsis.training.run import Prepared, RunFolder, Split, train
+
+
+def run_to_end(run, prepared, root):
+    folder = RunFolder(root)
+    while not train(run, folder, prepared):
+        pass
+    return read_run_checkpoint(folder.checkpoint)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, dict):
+            assert_same(value, second[key])
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[key]), key
+        else:
+            assert value == second[key], key
+
+
+@pytest.mark.slow
+def test_three_interrupts_change_nothing(tmp_path, compose_tiny, prepare_tiny, monkeypatch):
+    run = compose_tiny()
+    prepared = prepare_tiny(run)
+    whole = run_to_end(run, prepared, tmp_path / "whole")
+
+    pending = [2, 5, 9]
+    update, calls = PretrainingStep.update_teacher, []
+
+    def interrupting_update(self, progress):
+        update(self, progress)
+        step = round(progress * run.trainer.max_steps)
+        calls.append(step)
+        if pending and step == pending[0]:
+            pending.pop(0)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(PretrainingStep, "update_teacher", interrupting_update)
+    pieces = run_to_end(run, prepared, tmp_path / "pieces")
+    assert pending == []
+    assert calls == list(range(run.trainer.max_steps))
+    for part in ("model", "optimisers", "global_step"):
+        assert_same({part: whole[part]}, {part: pieces[part]})
+    votes = [(tmp_path / name / "vote_history.u16").read_bytes() for name in ("whole", "pieces")]
+    assert votes[0] == votes[1]
+    losses = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "pieces")]
+    assert losses[0] == losses[1]
+    scores = [evaluate_run(run, state, prepared, "test", lambda *_: None)[0] for state in (whole, pieces)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_a_kill_between_checkpoints_changes_nothing(tmp_path, compose_tiny, prepare_tiny, monkeypatch):
+    run = compose_tiny()
+    prepared = prepare_tiny(run)
+    whole = run_to_end(run, prepared, tmp_path / "whole")
+
+    update = PretrainingStep.update_teacher
+
+    def dying_update(self, progress):
+        update(self, progress)
+        if round(progress * run.trainer.max_steps) == 7:
+            raise RuntimeError("the machine went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainingStep, "update_teacher", dying_update)
+        with pytest.raises(RuntimeError, match="went away"):
+            train(run, RunFolder(tmp_path / "killed"), prepared)
+    assert read_run_checkpoint(RunFolder(tmp_path / "killed").checkpoint)["global_step"] == 5
+    killed = run_to_end(run, prepared, tmp_path / "killed")
+    assert_same({"model": whole["model"]}, {"model": killed["model"]})
+    assert (tmp_path / "whole" / "vote_history.u16").read_bytes() == (tmp_path / "killed" / "vote_history.u16").read_bytes()
+
+
+class Poisoned:
+    """Frames whose ground truth is wrong everywhere: other labels, all-ones masks, shifted 3D boxes."""
+
+    def __init__(self, frames):
+        self.frames = frames
+        self.num_points = frames.num_points
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        from dataclasses import replace
+
+        frame = self.frames[index]
+        truth = frame.truth
+        images = tuple(
+            None
+            if image is None
+            else replace(
+                image,
+                masks=MaskSet(
+                    image.masks.height, image.masks.width, image.masks.crop_boxes, torch.ones_like(image.masks.bits)
+                ),
+            )
+            for image in truth.images
+        )
+        poisoned = FrameTruth(
+            torch.ones_like(truth.semantic_labels),
+            torch.arange(len(truth.instance_ids)),
+            truth.boxes3d + 3.0,
+            truth.box3d_labels.flip(0),
+            truth.box3d_ids,
+            truth.box_instance_ids,
+            images,
+        )
+        return replace(frame, truth=poisoned)
+
+
+@pytest.mark.slow
+def test_poisoned_ground_truth_changes_no_bit_of_twenty_steps(tmp_path, compose_tiny, prepare_tiny):
+    run = compose_tiny("trainer.max_steps=20", "trainer.checkpoint_every=20")
+    clean = prepare_tiny(run)
+    poisoned = Prepared(clean.source, Split(Poisoned(clean.train.frames), clean.train.labels), clean.val)
+    first, second = (run_to_end(run, data, tmp_path / name) for name, data in (("a", clean), ("b", poisoned)))
+    assert_same({"model": first["model"]}, {"model": second["model"]})
+    assert (tmp_path / "a" / "losses.csv").read_text() == (tmp_path / "b" / "losses.csv").read_text()
+
+
+def test_poisoned_ground_truth_changes_no_label(compose_tiny, prepare_tiny):
+    from mwsis.training.run import _label
+
+    run = compose_tiny()
+    frames = prepare_tiny(run).train.frames
+    for clean, poisoned in zip(frames, Poisoned(frames), strict=False):
+        made = [_label(frame, True, True, tuple(run.data.radii)) for frame in (clean, poisoned)]
+        assert torch.equal(made[0].pseudo.semantic_labels, made[1].pseudo.semantic_labels)
+        assert torch.equal(made[0].pseudo.instance_ids, made[1].pseudo.instance_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "present", "absent"),
+    [
+        (("method=boxinst",), "camera/pairwise", "lidar/semantic"),
+        (("method=frustum",), "lidar/semantic", "camera/projection"),
+        (("method.ipg=false",), "lidar/from_camera", "camera/ipg"),
+        (("method.cscs.camera_to_lidar=false", "method.ema=false"), "camera/from_lidar", "lidar/from_camera"),
+        (("method.cscs.lidar_to_camera=false", "method.pvc=false"), "lidar/from_camera", "camera/from_lidar"),
+    ],
+)
+def test_switches_decide_which_losses_exist(tmp_path, compose_tiny, prepare_tiny, overrides, present, absent):
+    run = compose_tiny("trainer.max_steps=4", *overrides)
+    run_to_end(run, prepare_tiny(run), tmp_path / "run")
+    names = {line.split(",")[1] for line in (tmp_path / "run" / "losses.csv").read_text().splitlines()[1:]}
+    assert present in names
+    assert absent not in names
