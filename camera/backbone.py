@@ -25,6 +25,8 @@ PIXEL_STYLES = {
     "caffe": ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0), True),
 }
 """RGB mean, RGB standard deviation (8-bit grey levels), and whether the network expects BGR."""
+BACKBONE_GROUPS = 8
+"""Divides the channel counts of every ResNet and RegNet of timm."""
 NORMS = ("batch", "frozen", "group")
 
 
@@ -34,7 +36,7 @@ def norm_groups(channels: int) -> int:
 
 
 def _create(name: str, pretrained: bool, norm: str) -> Any:
-    options: dict[str, Any] = {"norm_layer": partial(GroupNorm, num_groups=16)} if norm == "group" else {}
+    options: dict[str, Any] = {"norm_layer": partial(GroupNorm, num_groups=BACKBONE_GROUPS)} if norm == "group" else {}
     if not timm.is_model(name):
         raise ConfigError(
             f"camera.backbone: expected a timm model, got '{name}'{closest_name(name, timm.list_models())}"
@@ -57,7 +59,7 @@ class ImageBackbone(nn.Module):
         name: timm model that can return feature maps, such as ``resnet18`` or ``resnet50``.
         pretrained: load timm's ImageNet weights (from its cache or the network).
         norm: ``batch``; ``frozen`` (running statistics fixed, scale and shift trained, for pretrained weights);
-            ``group`` (16 groups, no running statistics, for short training from scratch).
+            ``group`` (8 groups, no running statistics, for short training from scratch).
         frozen_stages: 0 trains everything, 1 freezes the stem and the stride-4 stage, each further one the next stage.
         pixel_style: ``imagenet`` (RGB, mean and deviation of ImageNet) or ``caffe`` (BGR, mean only).
 

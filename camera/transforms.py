@@ -38,11 +38,6 @@ class ImageGeometry:
     width: int
     flipped: bool
 
-    @property
-    def scale_uv(self) -> tuple[float, float]:
-        """Resized over recorded size, horizontally and vertically: rounding makes them differ."""
-        return self.width / self.original_width, self.height / self.original_height
-
     def apply_image(self, image: Tensor) -> Tensor:
         """Return a (3, H, W) uint8 image resized (bilinear, antialiased) and mirrored."""
         assert image.shape[-2:] == (self.original_height, self.original_width)
@@ -53,7 +48,8 @@ class ImageGeometry:
 
     def apply_uv(self, pixel_uv: Tensor) -> Tensor:
         """Return (..., 2) float pixels (centres at +0.5) on the new image; each axis has its own factor."""
-        scaled = pixel_uv * pixel_uv.new_tensor(self.scale_uv)
+        size, original_size = (self.width, self.height), (self.original_width, self.original_height)
+        scaled = pixel_uv * pixel_uv.new_tensor(size) / pixel_uv.new_tensor(original_size)
         if not self.flipped:
             return scaled
         return torch.stack([self.width - scaled[..., 0], scaled[..., 1]], -1)

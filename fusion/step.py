@@ -233,8 +233,9 @@ class PretrainingStep(nn.Module):
             return None
         with self._teaching() as teacher:
             assert teacher.lidar is not None
-            output: PointOutput = teacher.lidar(batch.points)
-            return output
+            output = teacher.lidar(batch.points)
+        assert isinstance(output, PointOutput)
+        return output
 
     @torch.no_grad()
     def _teacher_masks(self, batch: Batch, sampled: Positives, progress: float) -> DenseTarget | None:

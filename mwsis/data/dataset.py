@@ -19,7 +19,7 @@ from mwsis.core.instances import Boxes2D, PointLabels
 from mwsis.data.label_cache import FrameLabels
 from mwsis.data.sampler import seeded_generator
 
-__all__ = ["FrameDataset", "Transform", "collate"]
+__all__ = ["FrameDataset", "collate"]
 
 Transform = Callable[[Frame, FrameLabels, int, torch.Generator], Sample]
 IMAGE_MULTIPLE = 32

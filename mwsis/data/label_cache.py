@@ -115,6 +115,9 @@ def build_label_cache(
         fingerprint: identifies the labeller and its settings.
         on_progress: called with frames done and frames in all.
 
+    Returns:
+        The complete cache, in the order of ``frames``.
+
     Raises:
         DataError: ``path`` is a file.
     """

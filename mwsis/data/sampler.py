@@ -15,7 +15,11 @@ __all__ = ["ResumableSampler", "seeded_generator"]
 
 
 def seeded_generator(*key: int | str) -> torch.Generator:
-    """Return a CPU generator whose stream depends on the whole key, e.g. ``(seed, position)``."""
+    """Return a CPU generator whose stream depends on the whole key.
+
+    Args:
+        key: what the draws are for and its numbers, e.g. ``("sample", seed, position)``; order counts.
+    """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

@@ -309,7 +309,11 @@ def build_store(
         split: a split of the source.
         root: folder of the store; files of an older state of the source are replaced.
         on_progress: called with frames done and frames in all.
-        workers: processes; each writes one segment at a time.
+        workers: processes, each writing one segment at a time; starting one costs seconds, so use more than one where
+            reading a frame is slow.
+
+    Returns:
+        The complete store, frames segment by segment in the order in which the split first names them.
 
     Raises:
         DataError: the split has no frames, a frame cannot be read, or ``root`` is a file.

@@ -171,9 +171,12 @@ def encode_masks(masks: MaskSet) -> list[Rle]:
         G dictionaries ``{"size": [height, width], "counts": bytes}``.
     """
     size = [masks.height, masks.width]
-    crops = [masks.crop(index) for index in range(len(masks))]
-    corners = masks.crop_boxes[:, :2].tolist()
-    counts = [rle_counts(crop, x, y, *size) for crop, (x, y) in zip(crops, corners, strict=True)]
+    boxes = masks.crop_boxes.tolist()
+    pieces = torch.split(masks.bits, [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes])
+    counts = [
+        rle_counts(bits.reshape(y2 - y1, x2 - x1), x1, y1, *size)
+        for bits, (x1, y1, x2, y2) in zip(pieces, boxes, strict=True)
+    ]
     rows = [{"size": size, "counts": row} for row in counts]
     return list(coco_mask.frPyObjects(rows, *size)) if rows else []
 
@@ -182,7 +185,7 @@ def rle_counts(crop: Tensor, x: int, y: int, height: int, width: int) -> list[in
     """Return the run lengths of a mask that is zero outside a crop: zeros, ones, zeros, ... down the columns.
 
     Args:
-        crop: (h, w) bool.
+        crop: (h, w) bool, CPU.
         x: column of the crop's left edge.
         y: row of its top edge.
         height: rows of the whole image.
@@ -191,14 +194,17 @@ def rle_counts(crop: Tensor, x: int, y: int, height: int, width: int) -> list[in
     Returns:
         Run lengths that add up to ``height * width``.
     """
-    columns, rows = crop.cpu().numpy().T.nonzero()
-    positions = (columns + x) * height + rows + y
-    if not len(positions):
+    # One zero below each column of the crop ends every run there; runs that go on at the top of the next column
+    # (crops of full height) are joined again.
+    rows, columns = crop.shape
+    padded = np.zeros(1 + columns * (rows + 1), dtype=bool)
+    padded[1:].reshape(columns, rows + 1)[:, :rows] = crop.numpy().T
+    column, row = np.divmod(np.flatnonzero(padded[1:] != padded[:-1]), rows + 1)
+    edges = (column + x) * height + row + y
+    if not len(edges):
         return [height * width]
-    breaks = np.flatnonzero(np.diff(positions) > 1)
-    starts = positions[np.concatenate([[0], breaks + 1])]
-    ends = positions[np.concatenate([breaks, [len(positions) - 1]])] + 1
-    edges = np.stack([starts, ends], 1).reshape(-1)
+    starts_afresh = edges[2::2] != edges[1:-1:2]
+    edges = edges[np.concatenate([[True], np.repeat(starts_afresh, 2), [True]])]
     counts: list[int] = np.diff(edges, prepend=0).tolist()
     rest = height * width - int(edges[-1])
     return [*counts, rest] if rest else counts

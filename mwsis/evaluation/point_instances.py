@@ -68,7 +68,7 @@ class PointInstanceEvaluator:
         assert len(predicted.instance_ids) == len(gt)
         scored = gt.semantic_labels != IGNORE
         found_ids = predicted.instance_ids[scored]
-        object_ids, object_labels = _objects(gt[scored])
+        object_ids, object_labels = _objects(gt[scored], len(self.class_names))
         num_found, num_objects = len(predicted.labels), len(object_labels)
         pair = (found_ids + 1) * (num_objects + 1) + object_ids + 1
         counts = torch.bincount(pair, minlength=(num_found + 1) * (num_objects + 1))
@@ -108,14 +108,14 @@ class PointInstanceEvaluator:
         }
 
 
-def _objects(gt: PointLabels) -> tuple[Tensor, Tensor]:
+def _objects(gt: PointLabels, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return the true object of each point, counted from 0 (-1 none), and the class of each object."""
     belongs = (gt.semantic_labels >= 0) & (gt.instance_ids >= 0)
-    named = torch.stack([gt.instance_ids[belongs], gt.semantic_labels[belongs]], 1)
-    objects, index = torch.unique(named, dim=0, return_inverse=True)
+    name = gt.instance_ids[belongs] * num_classes + gt.semantic_labels[belongs]
+    objects, index = torch.unique(name, return_inverse=True)
     object_ids = torch.full_like(gt.instance_ids, -1)
     object_ids[belongs] = index
-    return object_ids, objects[:, 1]
+    return object_ids, objects % num_classes
 
 
 def _match(iou: Array) -> Array:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mwsis.core.frame import Frame
 from mwsis.core.instances import Detections, PointInstances, PointLabels
-from mwsis.evaluation.coco_masks import MaskEvaluator
+from mwsis.evaluation.coco_masks import CocoMaskEvaluator
 from mwsis.evaluation.point_instances import PointInstanceEvaluator
-from mwsis.evaluation.point_semantics import PointSemanticsEvaluator
+from mwsis.evaluation.point_semantics import PointSemanticEvaluator
 
 __all__ = ["FramePrediction", "score"]
 
@@ -50,9 +50,9 @@ def score(
     predictions: Sequence[FramePrediction], class_names: tuple[str, ...]
 ) -> dict[str, dict[str, float | None] | None]:
     """Return ``{"camera": ..., "lidar": ...}`` against ground truth; None for a branch that cannot be scored."""
-    masks = MaskEvaluator(class_names)
+    masks = CocoMaskEvaluator(class_names)
     instances = PointInstanceEvaluator(class_names)
-    semantics = PointSemanticsEvaluator(class_names)
+    semantics = PointSemanticEvaluator(class_names)
     has_masks = has_points = False
     for prediction in predictions:
         truth = prediction.frame.truth

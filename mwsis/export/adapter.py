@@ -114,7 +114,8 @@ def backbone_state(backbone: nn.Module) -> dict[str, Tensor]:
 def untrained_layers(state: Mapping[str, Tensor]) -> list[str]:
     """Return the layers that have never run in training mode, told by their norm's counter of batches."""
     counters = [key for key in state if key.endswith(".num_batches_tracked") and int(state[key]) == 0]
-    return [key.removesuffix(".num_batches_tracked").rpartition(".")[0] for key in counters]
+    layers = (key.removesuffix(".num_batches_tracked").rpartition(".")[0] for key in counters)
+    return list(dict.fromkeys(layers))
 
 
 def tensor_sha256(tensor: Tensor) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lidar.unet_v2 import BN_EPS, BN_MOMENTUM
@@ -30,9 +30,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 FEATURES = (
-    {"name": "x", "unit": "m", "transform": "none", "frame": "vehicle: x forward, y left, z up"},
-    {"name": "y", "unit": "m", "transform": "none", "frame": "vehicle: x forward, y left, z up"},
-    {"name": "z", "unit": "m", "transform": "none", "frame": "vehicle: x forward, y left, z up"},
+    {"name": "x", "unit": "m", "transform": "none"},
+    {"name": "y", "unit": "m", "transform": "none"},
+    {"name": "z", "unit": "m", "transform": "none"},
     {"name": "intensity", "unit": "1", "transform": "tanh(recorded intensity)"},
     {"name": "elongation", "unit": "1", "transform": "none; 0 where the sensor has none"},
 )
@@ -70,6 +70,7 @@ class ExportFacts:
         data_fingerprint: of its content and settings.
         config_hash: of the resolved configuration.
         seed: of the training run.
+        coordinate_frame: axes and origin of x, y, z (KITTI: its velodyne frame, 1.73 m above the ground).
         point_filter: which points the network was trained on.
         label_type: what the labels were made from.
         metrics: the last evaluation's numbers by name.
@@ -86,6 +87,7 @@ class ExportFacts:
     data_fingerprint: str
     config_hash: str
     seed: int
+    coordinate_frame: str = "vehicle: x forward, y left, z up, origin on the ground under the vehicle"
     point_filter: str = "all points in point_cloud_range"
     label_type: str = "2D boxes only"
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -117,7 +119,8 @@ class NeutralAdapter:
 
     def write(self, weights: Mapping[str, Tensor], path: Path) -> None:
         """Write the tensors, which must be contiguous and on the CPU."""
-        save_file(dict(weights), path, metadata={"format": "pt"})  # more than one entry would be written in any order
+        # A second metadata entry would be written in any order; save_file would make the file private to its owner.
+        path.write_bytes(save(dict(weights), metadata={"format": "pt"}))
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Return all tensors of the file, on the CPU."""
@@ -214,6 +217,7 @@ def _architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _input(voxelizer: Voxelizer, facts: ExportFacts) -> dict[str, Any]:
     return {
         "features": list(FEATURES),
+        "coordinate_frame": facts.coordinate_frame,
         "voxel_size": list(facts.voxel_size),
         "voxel_size_order": "x, y, z (m)",
         "point_cloud_range": list(facts.point_cloud_range),

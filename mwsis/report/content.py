@@ -15,7 +15,6 @@ from torch import Tensor
 from mwsis.report.curves import Row, number
 
 __all__ = [
-    "NETWORKS",
     "CameraRow",
     "FrameGallery",
     "Metrics",
@@ -26,13 +25,12 @@ __all__ = [
     "headline_network",
     "labels_used",
     "network_scores",
+    "networks",
     "trained_from",
     "validation_words",
 ]
 
 Metrics = Mapping[str, Any]
-NETWORKS = ("teacher", "student")
-"""Teacher first: it is what gets exported, so its numbers lead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +92,7 @@ class Report:
         config_yaml: the run's configuration.
         class_names: names by class index, for the legend.
         branches: what was trained; decides between "not trained" and "not scored" where metrics are missing.
+        has_teacher: False for a method without one; only the student is then shown.
         trained_from: per branch, what its networks were trained from, in words; by default as ``metrics`` says.
     """
 
@@ -106,7 +105,13 @@ class Report:
     config_yaml: str = ""
     class_names: tuple[str, ...] = ("Vehicle", "Pedestrian", "Cyclist")
     branches: tuple[str, ...] = ("camera", "lidar")
+    has_teacher: bool = True
     trained_from: Mapping[str, str] = field(default_factory=dict)
+
+
+def networks(report: Report) -> tuple[str, ...]:
+    """Return the networks of the run, the one whose numbers lead first: the teacher, because it gets exported."""
+    return ("teacher", "student") if report.has_teacher else ("student",)
 
 
 def network_scores(report: Report, branch: str, network: str) -> Metrics:
@@ -115,8 +120,8 @@ def network_scores(report: Report, branch: str, network: str) -> Metrics:
 
 
 def headline_network(report: Report) -> str | None:
-    """Return the network whose numbers lead the page: the first of `NETWORKS` with any score, or None."""
-    for network in NETWORKS:
+    """Return the network whose numbers lead the page: the first with any score, or None."""
+    for network in networks(report):
         for branch in report.branches:
             if any(number(value) is not None for value in network_scores(report, branch, network).values()):
                 return network

@@ -52,8 +52,8 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
 def smooth(values: Sequence[float]) -> NDArray[np.float64]:
     """Return the running average of a curve, same length.
 
-    Exponential with a half-life of 1/25 of the curve, divided by the weight seen so far, so that the start is not
-    pulled to zero.
+    Weighted by a triangle that reaches 1/20 of the curve to either side and is cut off at the ends, so that the average
+    neither lags behind the curve nor is pulled to zero.
 
     Args:
         values: the curve, finite.
@@ -61,13 +61,12 @@ def smooth(values: Sequence[float]) -> NDArray[np.float64]:
     Returns:
         (len(values),) float64.
     """
-    keep = 0.5 ** (1 / max(1.0, len(values) / 25))
-    average, weight, averaged = 0.0, 0.0, []
-    for value in values:
-        average = keep * average + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        averaged.append(average / weight)
-    return np.array(averaged, dtype=np.float64)
+    reach = len(values) // 20 + 1
+    triangle = np.concatenate([np.arange(1, reach + 1), np.arange(reach - 1, 0, -1)]).astype(np.float64)
+    inside = slice(reach - 1, reach - 1 + len(values))
+    weighted = np.convolve(np.asarray(values, dtype=np.float64), triangle)[inside]
+    averaged: NDArray[np.float64] = weighted / np.convolve(np.ones(len(values)), triangle)[inside]
+    return averaged
 
 
 def loss_series(rows: Sequence[Row]) -> dict[str, tuple[list[float], list[float]]]:
@@ -95,13 +94,16 @@ def loss_series(rows: Sequence[Row]) -> dict[str, tuple[list[float], list[float]
     return dict(sorted(series.items(), key=lambda item: item[0].split("/")[-1] not in ("loss", "total")))
 
 
-def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> str:
+def line_chart(
+    steps: Sequence[float], values: Sequence[float], title: str, step_range: tuple[float, float] | None = None
+) -> str:
     """Return one curve over training steps as SVG: raw values faint, running average bold.
 
     Args:
         steps: ascending optimiser steps.
         values: as many finite numbers.
         title: the name of the curve; escaped here.
+        step_range: first and last step of the axis, so that charts of one run line up; by default those of the curve.
 
     Returns:
         An ``<svg>`` element 320 by 176 units that scales with its container, with a title for screen readers.
@@ -110,7 +112,7 @@ def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> s
     width, height, left, right, top, bottom = 320, 176, 44, 10, 30, 24
     averaged = smooth(values)
     low, high = _value_range(values)
-    step_low, step_high = min(steps), max(steps)
+    step_low, step_high = step_range or (min(steps), max(steps))
     span = (step_high - step_low) or 1.0
 
     def place(curve: Sequence[float] | NDArray[np.float64]) -> str:
@@ -132,6 +134,7 @@ def line_chart(steps: Sequence[float], values: Sequence[float], title: str) -> s
     for tick in nice_ticks(step_low, step_high):
         x = left + (tick - step_low) / span * (width - left - right)
         parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle">{short_number(tick)}</text>')
+    parts.append(f'<text x="{left - 10}" y="{height - 8}" text-anchor="end">step</text>')
     if len(values) == 1:
         across, down = place(values).split(",")
         parts.append(f'<circle cx="{across}" cy="{down}" r="3" class="chart-dot"/>')

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from mwsis.core.files import atomic_write
 from mwsis.report.content import (
-    NETWORKS,
     CameraRow,
     FrameGallery,
     Metrics,
@@ -32,10 +31,11 @@ from mwsis.report.content import (
     headline_network,
     labels_used,
     network_scores,
+    networks,
     validation_words,
 )
 from mwsis.report.curves import line_chart, loss_series, number
-from mwsis.report.pictures import BACKGROUND_COLOUR, IGNORE_COLOUR, Colour, class_colour
+from mwsis.report.pictures import BACKGROUND_COLOUR, IGNORE_COLOUR, WIDE_ASPECT, Colour, class_colour
 from mwsis.report.tables import chip, label_quality, scores, text
 
 __all__ = ["CameraRow", "FrameGallery", "Report", "provenance", "write_report"]
@@ -181,7 +181,7 @@ def _cards(report: Report) -> str:
     )
     cards = []
     for branch, key, name in wanted:
-        values = {network: number(network_scores(report, branch, network).get(key)) for network in NETWORKS}
+        values = {network: number(network_scores(report, branch, network).get(key)) for network in networks(report)}
         known = {network: value for network, value in values.items() if value is not None}
         if not known:
             continue
@@ -201,7 +201,9 @@ def _losses(report: Report) -> str:
     series = loss_series(report.losses)
     if not series:
         return '<p class="missing">No losses were logged.</p>'
-    charts = "".join(f"<div>{line_chart(steps, values, name)}</div>" for name, (steps, values) in series.items())
+    every_step = [step for steps, _ in series.values() for step in steps]
+    ends = (min(every_step), max(every_step))
+    charts = "".join(f"<div>{line_chart(steps, values, name, ends)}</div>" for name, (steps, values) in series.items())
     return (
         f"<p>Losses of the {chip('student', 'net')} over optimiser steps on the training split of "
         f"{text(data_name(report))}, from {text(labels_used(report))}. Faint: as logged; bold: running average; the "
@@ -240,7 +242,12 @@ def _gallery(report: Report, gallery: FrameGallery) -> str:
 def _camera(gallery: FrameGallery, row: CameraRow, where: str) -> str:
     name = f"Camera {row.camera}, {gallery.frame_id}"
     figures = [
-        _figure(row.boxes, f"{name}: 2D boxes", f"{chip('gt_ 2D boxes', 'gt')} The only labels a person drew.", ""),
+        _figure(
+            row.boxes,
+            f"{name}: 2D boxes",
+            f"{chip('gt_ 2D boxes', 'gt')} The only kind of label training is given. Dashed: ignored.",
+            "",
+        ),
         _figure(
             row.prediction,
             f"{name}: predicted masks",
@@ -261,7 +268,9 @@ def _camera(gallery: FrameGallery, row: CameraRow, where: str) -> str:
         ),
     ]
     heading = f'<h3>Camera {text(row.camera)} <span class="soft">{text(where)}</span></h3>'
-    return f'{heading}<div class="pictures">{"".join(figures)}</div>'
+    shown = next((picture for picture in (row.boxes, row.prediction, row.points) if picture is not None), None)
+    wide = " wide" if shown is not None and shown.shape[2] > WIDE_ASPECT * shown.shape[1] else ""
+    return f'{heading}<div class="pictures{wide}">{"".join(figures)}</div>'
 
 
 def _birds_eye(gallery: FrameGallery, where: str) -> str:
@@ -275,39 +284,45 @@ def _birds_eye(gallery: FrameGallery, where: str) -> str:
             f"{name}: ground truth",
             f"{chip('gt_ instances', 'gt')} For comparison and scoring; never trained on.",
             "This data set has no ground-truth point labels.",
+            exact=True,
         ),
         _figure(
             gallery.pseudo_birds_eye,
             f"{name}: pseudo labels",
             f"{chip('pseudo_ instances', 'pseudo')} Made from the 2D boxes; what training learns from.",
             "No pseudo labels in this run.",
+            exact=True,
         ),
         _figure(
             gallery.predicted_birds_eye,
             f"{name}: prediction",
             f"{chip(gallery.predicted_by, 'net')} <b>Predicted instances</b> from the LiDAR sweep alone.",
             "No LiDAR predictions in this run.",
+            exact=True,
         ),
     ]
     heading = f'<h3>From above <span class="soft">{text(where)}</span></h3>'
     return f'{heading}<div class="pictures three">{"".join(figures)}</div>'
 
 
-def _figure(picture: Tensor | None, alternative: str, caption: str, missing: str) -> str:
+def _figure(picture: Tensor | None, alternative: str, caption: str, missing: str, exact: bool = False) -> str:
     """Return a figure whose caption is HTML, or a box with words where there is no picture."""
     if picture is None:
         return f'<figure><div class="nothing">{text(missing)}</div></figure>' if missing else ""
     height, width = picture.shape[1:]
     return (
-        f'<figure><img src="{_picture_uri(picture)}" width="{width}" height="{height}" alt="{text(alternative)}">'
+        f'<figure><img src="{_picture_uri(picture, exact)}" width="{width}" height="{height}" alt="{text(alternative)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
-def _picture_uri(picture: Tensor) -> str:
+def _picture_uri(picture: Tensor, exact: bool) -> str:
     image = Image.fromarray(np.ascontiguousarray(picture.cpu().numpy().transpose(1, 2, 0)))
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=86, method=2)
+    if exact:  # single coloured points survive, and on a plain ground it is smaller than one would think
+        image.save(buffer, "WEBP", lossless=True, quality=20, method=0)
+    else:
+        image.save(buffer, "WEBP", quality=86, method=1)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -7,6 +7,7 @@ show and what the captions say. Next: `html.py`, which puts these on a page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -24,6 +25,7 @@ __all__ = [
     "CLASS_COLOURS",
     "IGNORE_COLOUR",
     "INSTANCE_COLOURS",
+    "WIDE_ASPECT",
     "Colour",
     "align_instances",
     "class_colour",
@@ -71,6 +73,17 @@ DEPTH_ANCHORS = ((253, 231, 37), (122, 209, 81), (34, 168, 132), (42, 120, 142),
 """Near to far; six samples of matplotlib's viridis, reversed."""
 FILL = 0.42
 """Opacity of a mask's inside; its outline is opaque."""
+SHADES = (0.0, 0.45, -0.4)
+"""Insides of neighbours in a list of masks: the class colour, mixed with white, mixed with black."""
+RING_LABEL = 0.67
+"""Where a distance ring carries its number: this share of its radius to the right, off the road."""
+NARROWEST = 0.55
+"""A bird's-eye view is at least this many times as wide as it is long."""
+NAMED_SIZE = 2.6
+"""A name is written at objects whose box is as large as a square of this many lines of text; smaller ones would vanish
+beneath it."""
+WIDE_ASPECT = 2.4
+"""A camera picture wider than this many heights gets a row of the page for itself."""
 
 
 def class_colour(label: int) -> Colour:
@@ -163,17 +176,23 @@ def draw_image(
         assert point_values is not None, "point_values say what colours the points"
         canvas.points(pixel_uv, point_values)
     if boxes is not None:
-        for box, label, ignore in zip(boxes.boxes.tolist(), boxes.labels.tolist(), boxes.ignore.tolist(), strict=True):
-            if ignore:
-                canvas.dashed_box(box)
-            else:
-                canvas.box(box, class_colour(label), 2)
-                canvas.name(box, _class_name(class_names, label), class_colour(label))
+        _draw_boxes(canvas, boxes, class_names)
     return canvas.finish()
 
 
+def _draw_boxes(canvas: _Canvas, boxes: Boxes2D, class_names: Sequence[str]) -> None:
+    for box in boxes[boxes.ignore].boxes.tolist():
+        canvas.dashed_box(box)
+    labels = boxes.objects.labels.tolist()
+    for box, label in zip(boxes.objects.boxes.tolist(), labels, strict=True):
+        canvas.box(box, class_colour(label), 2)
+    for box, label in zip(boxes.objects.boxes.tolist(), labels, strict=True):
+        canvas.name(box, _class_name(class_names, label), class_colour(label))
+
+
 def _draw_truth(canvas: _Canvas, truth: ImageTruth, class_names: Sequence[str]) -> None:
-    labels = [IGNORE if ignore else label for label, ignore in zip(truth.labels.labels.tolist(), truth.labels.ignore)]
+    ignored = truth.labels.ignore.tolist()
+    labels = [IGNORE if ignore else label for label, ignore in zip(truth.labels.labels.tolist(), ignored, strict=True)]
     canvas.masks(truth.masks, [class_colour(label) for label in labels])
     for box, label in zip(truth.labels.boxes.tolist(), labels, strict=True):
         if label >= 0:
@@ -182,10 +201,11 @@ def _draw_truth(canvas: _Canvas, truth: ImageTruth, class_names: Sequence[str]) 
 
 def _draw_detections(canvas: _Canvas, detections: Detections, class_names: Sequence[str], min_score: float) -> None:
     keep = detections.scores >= min_score
-    labels, scores = detections.labels[keep].tolist(), detections.scores[keep].tolist()
+    boxes, labels = detections.boxes[keep].tolist(), detections.labels[keep].tolist()
     canvas.masks(detections.masks[keep.cpu()], [class_colour(label) for label in labels])
-    for box, label, score in zip(detections.boxes[keep].tolist(), labels, scores, strict=True):
+    for box, label in zip(boxes, labels, strict=True):
         canvas.box(box, class_colour(label), 1)
+    for box, label, score in zip(boxes, labels, detections.scores[keep].tolist(), strict=True):
         canvas.name(box, f"{_class_name(class_names, label)} {score:.2f}", class_colour(label))
 
 
@@ -213,16 +233,17 @@ class _Canvas:
             picture = Image.blend(picture, picture.convert("L").convert("RGB"), 0.6).point(lambda level: level * 0.66)
         self.picture = picture
         self.draw = ImageDraw.Draw(self.picture)
+        self.font_size = 14 if width > WIDE_ASPECT * height else round(self.size[0] / 46)
         self.names: list[tuple[float, float, float, float]] = []
 
     def masks(self, masks: MaskSet, colours: Sequence[Colour]) -> None:
         """Fill masks and draw their outlines, the largest first so that small ones stay on top."""
         pixels = np.array(self.picture)
         for index in masks.areas().argsort(descending=True, stable=True).tolist():
-            self._mask(pixels, masks.crop(index).numpy(), masks.crop_boxes[index].tolist(), colours[index])
+            self._mask(pixels, masks.crop(index).numpy(), masks.crop_boxes[index].tolist(), colours[index], index)
         self._replace(pixels)
 
-    def _mask(self, pixels: Pixels, crop: NDArray[np.bool_], crop_box: list[int], colour: Colour) -> None:
+    def _mask(self, pixels: Pixels, crop: NDArray[np.bool_], crop_box: list[int], colour: Colour, index: int) -> None:
         if not crop.any():
             return
         border = 3  # room for the outline, recorded pixels
@@ -238,7 +259,9 @@ class _Canvas:
         view = pixels[top + rows.start : top + rows.stop, left + cols.start : left + cols.stop]
         paint = np.array(colour, dtype=np.float32)
         fill, outline = core[rows, cols], (inside & ~core)[rows, cols]
-        view[fill] = (view[fill] * (1 - FILL) + paint * FILL).astype(np.uint8)
+        shade = SHADES[index % len(SHADES)]
+        inner = paint + (255 - paint) * shade if shade > 0 else paint * (1 + shade)
+        view[fill] = (view[fill] * (1 - FILL) + inner * FILL).astype(np.uint8)
         view[outline] = paint.astype(np.uint8)
         view[halo] = (view[halo] * 0.35).astype(np.uint8)
 
@@ -275,11 +298,13 @@ class _Canvas:
                     self.draw.line((x + shift, y, x + shift, min(y + 5, y2)), fill=colour)
 
     def name(self, box: Sequence[float], text: str, colour: Colour) -> None:
-        """Write a name at the first free place: above the box, below it, inside it; nowhere if all are taken."""
-        font, pad = _font(13), 3
-        width = self.draw.textlength(text, font=font) + 2 * pad + 4
-        height = 17
+        """Write a name at the first free place: above the box, below it, inside it; nowhere if none is free."""
         x1, y1, x2, y2 = (edge * self.scale for edge in box)
+        if (x2 - x1) * (y2 - y1) < (NAMED_SIZE * self.font_size) ** 2:
+            return
+        font, pad = _font(self.font_size), 3
+        width = self.draw.textlength(text, font=font) + 2 * pad + 4
+        height = self.font_size + 4
         for x, y in ((x1, y1 - height - 1), (x2 - width, y1 - height - 1), (x1, y2 + 1), (x1 + 2, y1 + 2)):
             x = min(max(x, 0), self.size[0] - width)
             place = (x, y, x + width, y + height)
@@ -307,7 +332,7 @@ def draw_birds_eye(
     class_names: Sequence[str],
     boxes3d: Tensor | None = None,
     title: str = "",
-    size: int = 720,
+    size: int = 900,
 ) -> Tensor:
     """Return a sweep from above, the vehicle's front upwards, each instance in its own colour.
 
@@ -316,7 +341,8 @@ def draw_birds_eye(
     Args:
         xyz: (N, 3) float32, metres, vehicle frame.
         labels: the instances; `align_instances` first makes colours agree between pictures of one frame.
-        point_cloud_range: x0, y0, z0, x1, y1, z1, metres; what is drawn.
+        point_cloud_range: x0, y0, z0, x1, y1, z1, metres; what is drawn, less the far left and right where there are
+            next to no points (the same for all pictures of one sweep).
         class_names: names by class index.
         boxes3d: (M, 7) float32, centre xyz, length, width, height (metres), yaw (rad, about +z); thin white outlines
             with a line towards the front.
@@ -326,12 +352,12 @@ def draw_birds_eye(
     Returns:
         (3, H, W) uint8 on a dark ground.
     """
-    view = _GroundView(point_cloud_range, size)
-    ids, classes = _instances_and_classes(labels)
-    low, high = torch.tensor(point_cloud_range[:3]), torch.tensor(point_cloud_range[3:])
     xyz = xyz.cpu()
-    inside = ((xyz >= low) & (xyz < high)).all(1)
-    pixels = np.array(view.paper())
+    shown_range = _without_empty_sides(xyz, point_cloud_range)
+    view = _GroundView(shown_range, size)
+    ids, classes = _instances_and_classes(labels)
+    inside = _inside(xyz, shown_range)
+    pixels = view.paper()
     view.scatter(pixels, xyz[inside], ids[inside], classes[inside])
     picture = Image.fromarray(pixels)
     if boxes3d is not None:
@@ -339,10 +365,26 @@ def draw_birds_eye(
     num_instances = view.letters(picture, xyz[inside], ids[inside], classes[inside], class_names)
     draw = ImageDraw.Draw(picture)
     if title:
-        draw.text((12, 10), title, fill=(235, 238, 243), font=_font(20))
+        draw.text((12, 10), title, fill=(235, 238, 243), font=_font(view.font_size))
     counted = f"{num_instances} instance" + ("" if num_instances == 1 else "s")
-    draw.text((12, view.rows - 12), counted, fill=(190, 196, 206), font=_font(19), anchor="ls")
+    draw.text((12, view.rows - 12), counted, fill=(200, 206, 215), font=_font(view.font_size), anchor="ls")
     return _to_tensor(picture)
+
+
+def _inside(xyz: Tensor, point_cloud_range: Sequence[float]) -> Tensor:
+    low, high = torch.tensor(point_cloud_range[:3]), torch.tensor(point_cloud_range[3:])
+    return ((xyz >= low) & (xyz < high)).all(1)
+
+
+def _without_empty_sides(xyz: Tensor, point_cloud_range: Sequence[float]) -> tuple[float, ...]:
+    """Return the range without the left and right ends that hold 1/200 of the points, but not too narrow."""
+    x0, y0, z0, x1, y1, z1 = (float(edge) for edge in point_cloud_range)
+    across = xyz[_inside(xyz, point_cloud_range), 1].double().numpy()
+    if not len(across):
+        return x0, y0, z0, x1, y1, z1
+    right, left = np.quantile(across, (0.005, 0.995))
+    missing = max(0.0, NARROWEST * (x1 - x0) - float(left - right)) / 2
+    return x0, max(y0, float(right) - missing - 1.0), z0, x1, min(y1, float(left) + missing + 1.0), z1
 
 
 def _instances_and_classes(labels: PointLabels | PointInstances) -> tuple[Tensor, Tensor]:
@@ -360,28 +402,29 @@ class _GroundView:
         self.per_metre = size / max(self.x1 - self.x0, self.y1 - self.y0)
         self.rows = round((self.x1 - self.x0) * self.per_metre)
         self.cols = round((self.y1 - self.y0) * self.per_metre)
+        self.font_size = max(12, round(self.cols / 28))
 
     def pixel(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return (self.x1 - x) * self.per_metre, (self.y1 - y) * self.per_metre
 
-    def paper(self) -> Image.Image:
+    def paper(self) -> Pixels:
         """The ground with distance rings and the vehicle, drawn at twice the size and halved for smooth lines."""
         picture = Image.new("RGB", (self.cols * 2, self.rows * 2), GROUND)
         draw = ImageDraw.Draw(picture)
         ahead, aside = self.x1 * self.per_metre * 2, self.y1 * self.per_metre * 2
         reach = max(abs(self.x0), abs(self.x1), abs(self.y0), abs(self.y1))
         step = next(step for step in (5, 10, 20, 50, 100, 200, 500, 1000) if reach / step <= 5.01 or step == 1000)
-        for distance in range(step, int(reach * 1.5), step):
+        right = -self.y0 * self.per_metre * 2 - self.font_size * 3
+        for distance in range(step, math.ceil(reach) + 1, step):
             radius = distance * self.per_metre * 2
             circle = (aside - radius, ahead - radius, aside + radius, ahead + radius)
-            draw.ellipse(circle, outline=(47, 55, 68), width=2)
-            if distance <= self.x1:
-                draw.text(
-                    (aside, ahead - radius + 6), f"{distance} m", fill=(128, 137, 152), font=_font(32), anchor="ma"
-                )
+            draw.ellipse(circle, outline=(52, 61, 75), width=2)
+            shift = min(radius * RING_LABEL, max(right, 0.0))
+            place = (aside + shift, ahead - math.sqrt(radius**2 - shift**2))
+            draw.text(place, f"{distance} m", fill=(150, 159, 174), font=_font(2 * self.font_size), anchor="mm")
         nose = [(aside, ahead - 22), (aside - 14, ahead + 18), (aside, ahead + 9), (aside + 14, ahead + 18)]
         draw.polygon(nose, fill=(235, 238, 243))
-        return picture.resize((self.cols, self.rows), Image.Resampling.BOX)
+        return np.array(picture.reduce(2))
 
     def scatter(self, pixels: Pixels, xyz: Tensor, ids: Tensor, classes: Tensor) -> None:
         """Paint points: ground by how many fall on a pixel, ignored ones dim, instances last and larger."""
@@ -390,7 +433,7 @@ class _GroundView:
         objects = (ids >= 0).numpy()
         loose = ~objects
         hits = np.bincount(rows[loose] * self.cols + cols[loose], minlength=self.rows * self.cols)
-        light = (0.34 + 0.46 * (1 - np.exp(-hits / 3.0))).reshape(self.rows, self.cols, 1)
+        light = (0.5 + 0.5 * (1 - np.exp(-hits / 3.0))).reshape(self.rows, self.cols, 1)
         hit = hits.reshape(self.rows, self.cols) > 0
         pixels[hit] = (light * np.array(BACKGROUND_COLOUR))[hit].astype(np.uint8)
         ignored = loose & (classes == IGNORE).numpy()
@@ -413,25 +456,27 @@ class _GroundView:
             path = [(col * 2, row * 2) for row, col in zip(rows.tolist(), cols.tolist(), strict=True)]
             draw.line(path[:5], fill=205, width=2, joint="curve")
             draw.line(path[5:], fill=205, width=2)
-        picture.paste((255, 255, 255), mask=layer.resize(picture.size, Image.Resampling.BOX))
+        picture.paste((255, 255, 255), mask=layer.reduce(2))
 
     def letters(
         self, picture: Image.Image, xyz: Tensor, ids: Tensor, classes: Tensor, class_names: Sequence[str]
     ) -> int:
-        """Write the first letter of its class to the right of each instance; return how many there are."""
-        draw = ImageDraw.Draw(picture)
-        present, position = torch.unique(ids[ids >= 0], return_inverse=True)
-        points = xyz[ids >= 0]
-        for index, instance in enumerate(present.tolist()):
-            member = position == index
-            own = points[member]
-            label = int(classes[ids >= 0][member].mode().values)
-            row, _ = self.pixel(own[:, 0].double().mean().numpy(), np.zeros(()))
-            _, col = self.pixel(np.zeros(()), own[:, 1].double().min().numpy())
-            colour = INSTANCE_COLOURS[instance % len(INSTANCE_COLOURS)]
-            letter = _class_name(class_names, label)[:1]
-            place = (float(col) + 5, float(row))
-            draw.text(place, letter, fill=colour, font=_font(19), anchor="lm", stroke_width=2, stroke_fill=GROUND)
+        """Write the first letter of its class beside each instance, where there is room; return how many there are."""
+        draw, font, taken = ImageDraw.Draw(picture), _font(self.font_size), []
+        member = ids >= 0
+        present, position, sizes = np.unique(ids[member].numpy(), return_inverse=True, return_counts=True)
+        points, labels = xyz[member].double().numpy(), classes[member].numpy()
+        for index in np.argsort(-sizes, kind="stable").tolist():
+            own = position == index
+            row, col = self.pixel(points[own, 0].mean(), points[own, 1].min())
+            place = (float(col) + 5, float(row) - self.font_size / 2)
+            extent = (*place, place[0] + self.font_size * 0.7, place[1] + self.font_size * 0.9)
+            if any(_overlap(extent, other) for other in taken):
+                continue
+            taken.append(extent)
+            colour = INSTANCE_COLOURS[int(present[index]) % len(INSTANCE_COLOURS)]
+            letter = _class_name(class_names, int(np.bincount(labels[own].clip(0)).argmax()))[:1]
+            draw.text(place, letter, fill=colour, font=font, anchor="la", stroke_width=2, stroke_fill=GROUND)
         return len(present)
 
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from mwsis.report.content import (
-    NETWORKS,
     Metrics,
     Report,
     data_name,
     grouped_digits,
     network_scores,
+    networks,
     trained_from,
     validation_words,
 )
@@ -40,8 +40,8 @@ CLASS_COLUMNS = {"mask_ap": "Mask AP", "instance_ap": "Instance AP", "iou": "Poi
 METHODS = {"frustum": "Frustum", "clustering": "Clustering", "spg": "Spatial labels (SPG)"}
 SPOKEN_METHODS = {
     "frustum": "every point inside a 2D box takes its class",
-    "clustering": "the largest cluster of points inside a box",
-    "spg": "clusters completed along the ring segments of the sweep; what training uses unless said otherwise",
+    "clustering": "the largest cluster of points inside each box",
+    "spg": "box frustum, then the ring-segment test, then the largest cluster",
 }
 
 
@@ -61,7 +61,7 @@ def scores(report: Report) -> str:
 def _branch_scores(report: Report, branch: str, title: str, columns: Mapping[str, str]) -> str:
     heading = f"<h3>{title}</h3>"
     rows = []
-    for network in NETWORKS:
+    for network in networks(report):
         scores = network_scores(report, branch, network)
         if any(number(scores.get(key)) is not None for key in columns):
             rows.append(_score_row(report, branch, network, scores, columns))
@@ -86,20 +86,20 @@ def _score_row(report: Report, branch: str, network: str, scores: Metrics, colum
 
 def _class_scores(report: Report, branch: str) -> str:
     """Return a table of the scores that exist per class, e.g. ``mask_ap/Vehicle``."""
-    networks = {network: network_scores(report, branch, network) for network in NETWORKS}
-    keys = [key for scores in networks.values() for key in scores]
+    by_network = {network: network_scores(report, branch, network) for network in networks(report)}
+    keys = [key for found in by_network.values() for key in found]
     prefixes = [prefix for prefix in CLASS_COLUMNS if any(key.startswith(prefix + "/") for key in keys)]
     classes = list(
         dict.fromkeys(key.split("/", 1)[1] for key in keys if key.split("/", 1)[0] in prefixes and "/" in key)
     )
     if not classes:
         return ""
-    columns = [(prefix, network) for prefix in prefixes for network in NETWORKS if networks[network]]
+    columns = [(prefix, network) for prefix in prefixes for network in networks(report) if by_network[network]]
     titles = "".join(f'<th scope="col">{CLASS_COLUMNS[prefix]}, {network}</th>' for prefix, network in columns)
     rows = ""
     for name in classes:
         cells = "".join(
-            bar_cell(number(networks[network].get(f"{prefix}/{name}")), f"{CLASS_COLUMNS[prefix]}, {network}")
+            bar_cell(number(by_network[network].get(f"{prefix}/{name}")), f"{CLASS_COLUMNS[prefix]}, {network}")
             for prefix, network in columns
         )
         rows += f'<tr><th scope="row">{text(name)}</th>{cells}</tr>'
@@ -111,15 +111,18 @@ def _class_scores(report: Report, branch: str) -> str:
 
 def _scored_objects(report: Report, branch: str) -> str:
     """Return what the scores count, where the metrics say."""
-    clauses: list[str] = []
-    for network in NETWORKS:
+    counted, matches = "", []
+    for network in networks(report):
         found = network_scores(report, branch, network)
         objects, images, matched = (grouped_digits(found.get(f"num_{key}")) for key in ("objects", "images", "matched"))
-        if objects is not None and not clauses:
-            clauses.append(f"{objects} true objects" + (f" in {images} images" if images is not None else ""))
+        if objects is not None:
+            counted = f"Scored on {objects} true objects" + (f" in {images} images." if images is not None else ".")
         if matched is not None:
-            clauses.append(f"the two IoU columns: {matched} objects found by the {network}")
-    return f'<p class="soft">Scored on {"; ".join(clauses)}.</p>' if clauses else ""
+            matches.append(f"{matched} by the {network}")
+    found_by = (
+        f" The two IoU columns are over the objects whose box was found: {', '.join(matches)}." if matches else ""
+    )
+    return f'<p class="soft">{counted}{found_by}</p>' if counted or found_by else ""
 
 
 def _why_no_scores(report: Report, branch: str) -> str:
@@ -173,12 +176,11 @@ def _label_table(rows: Sequence[Row]) -> str:
         cells = "".join(bar_cell(number(row.get(key)), name) for key, name in columns.items())
         lines += (
             f'<tr><th scope="row">{text(METHODS.get(method, method))}</th>'
-            f'<td data-label="Class">{text(row.get("class"))}</td>'
+            f"<td>{text(row.get('class'))}</td>"
             f'<td class="num count" data-label="Objects">{text(grouped_digits(row.get("objects")))}</td>{cells}</tr>'
         )
-    return (
-        f'<div class="scroll"><table class="stack"><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
-    )
+    head = f'<table class="stack labels"><thead><tr>{titles}</tr></thead>'
+    return f'<div class="scroll">{head}<tbody>{lines}</tbody></table></div>'
 
 
 def text(value: object) -> str:

@@ -10,7 +10,7 @@ import torch
 from fusion.spatial_labels import box_point_pairs
 from mwsis.core.frame import Frame
 from mwsis.data.label_cache import FrameLabels
-from mwsis.evaluation.label_quality import LabelQualityEvaluator
+from mwsis.evaluation.label_quality import LabelQuality
 from mwsis.evaluation.predictions import FramePrediction, score
 from mwsis.training import build
 from mwsis.training.config import RunConfig
@@ -80,7 +80,7 @@ def label_quality(
     frames: Sequence[Frame], labels: Sequence[FrameLabels], names: tuple[str, ...], radii: tuple[float, ...]
 ) -> list[dict[str, Any]]:
     """Return the quality rows of the label-only methods; empty when the frames have no ground truth."""
-    quality = LabelQualityEvaluator(names)
+    quality = LabelQuality(names)
     for method, switches in LABEL_METHODS.items():
         for frame, made in zip(frames, labels, strict=True):
             if frame.truth is not None:

@@ -61,7 +61,7 @@ def test_far_apart_and_far_from_the_origin():
 
 def test_two_dense_cells_compared_in_chunks():
     generator = torch.Generator().manual_seed(0)
-    left = torch.rand(3000, 2, generator=generator) * 0.1
+    left = torch.rand(1500, 2, generator=generator) * 0.1
     right = left + torch.tensor([0.65, 0.0])
     apart = connected_components(torch.cat([left, right]), 0.5)
     assert apart.unique().tolist() == [0, 1]

@@ -16,7 +16,9 @@ def test_pair_nll_at_zero_is_ln2():
 def test_pair_nll_is_finite_at_80_with_finite_gradient():
     z = torch.tensor([[80.0, 80.0], [80.0, -80.0], [-80.0, 80.0], [-80.0, -80.0]], requires_grad=True)
     loss = pair_nll(z[:, 0], z[:, 1])
-    torch.testing.assert_close(loss.detach(), torch.tensor([0.0, 80 - math.log(2), 80 - math.log(2), 0.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        loss.detach(), torch.tensor([0.0, 80 - math.log(2), 80 - math.log(2), 0.0]), atol=1e-5, rtol=0
+    )
     loss.sum().backward()
     assert z.grad is not None
     assert torch.isfinite(z.grad).all()

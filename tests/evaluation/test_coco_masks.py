@@ -137,9 +137,7 @@ def one_object(boxes: torch.Tensor, scores: list[float], labels: list[int], crop
     )
     masks = MaskSet.from_crops(HEIGHT, WIDTH, boxes.long(), crops)
     evaluator = CocoMaskEvaluator(CLASSES)
-    evaluator.add(
-        Detections(boxes, torch.tensor(labels).long(), torch.tensor(scores), masks), truth.labels, truth.masks
-    )
+    evaluator.add(Detections(boxes, torch.tensor(labels).long(), torch.tensor(scores), masks), truth)
     return evaluator.compute()
 
 
@@ -201,4 +199,4 @@ def test_ap_arithmetic():
         with pytest.raises(AssertionError, match="outside"):
             check_ap_arithmetic(ap, 0.59, 0.40)
     with pytest.warns(UserWarning, match="oddly low"):
-        check_ap_arithmetic(0.208, 0.481, 0.281)
+        check_ap_arithmetic(0.1905, 0.481, 0.281)

@@ -155,11 +155,13 @@ def test_manifest_says_that_conv_out_was_not_trained(backbone: UNetV2, folder: P
     state = backbone.state_dict()
     state["conv_out.1.num_batches_tracked"] = torch.tensor(4)
     assert untrained_layers(state) == []
+    assert untrained_layers(UNetV2(5, SHAPE).state_dict()).count("conv_up_t4") == 1
 
 
 def test_equal_weights_give_equal_bytes(backbone: UNetV2, folder: Path, tmp_path: Path) -> None:
     for path in export_backbone(backbone, tmp_path, FACTS):
         assert path.read_bytes() == (folder / path.name).read_bytes()
+        assert path.stat().st_mode & 0o044  # others may read it
 
 
 def test_running_statistics_are_exported(backbone: UNetV2, folder: Path) -> None:

@@ -144,7 +144,15 @@ def fake_report(num_frames: int = 1, mask_truth: bool = True) -> Report:
 
 def fake_losses(num_steps: int = 400) -> list[dict[str, object]]:
     draw = np.random.default_rng(0)
-    names = ("camera/cls", "camera/box", "camera/projection", "camera/pairwise", "camera/ipg", "lidar/cls", "lidar/vote")
+    names = (
+        "camera/cls",
+        "camera/box",
+        "camera/projection",
+        "camera/pairwise",
+        "camera/ipg",
+        "lidar/cls",
+        "lidar/vote",
+    )
     rows: list[dict[str, object]] = []
     for step in range(0, num_steps, 2):
         for index, name in enumerate(names):

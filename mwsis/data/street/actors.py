@@ -15,7 +15,18 @@ from mwsis.data.street.people import Look, cyclist_mesh, pedestrian_mesh, random
 from mwsis.data.street.shapes import Color, Mesh
 from mwsis.data.street.vehicles import PAINTS, VEHICLES, vehicle_mesh
 
-__all__ = ["CYCLIST", "PEDESTRIAN", "VEHICLE", "Actor", "Path", "PersonShape", "VehicleShape", "random_cyclist", "random_pedestrian", "random_vehicle"]
+__all__ = [
+    "CYCLIST",
+    "PEDESTRIAN",
+    "VEHICLE",
+    "Actor",
+    "Path",
+    "PersonShape",
+    "VehicleShape",
+    "random_cyclist",
+    "random_pedestrian",
+    "random_vehicle",
+]
 
 VEHICLE, PEDESTRIAN, CYCLIST = 0, 1, 2
 """Class indices of ("Vehicle", "Pedestrian", "Cyclist")."""

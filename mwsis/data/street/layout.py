@@ -53,7 +53,7 @@ class Plan:
     @property
     def span(self) -> tuple[float, float]:
         """Stretch of street with people on it, metres."""
-        return self.ego_start - 18.0, self.reach + 44.0
+        return self.ego_start - 16.0, self.reach + 40.0
 
     def blocked(self, along: float, margin: float) -> bool:
         """Tell whether a place lies on the zebra or within ``margin`` metres of it."""
@@ -107,9 +107,13 @@ def _parked_row(plan: Plan, side: int, rng: np.random.Generator) -> Iterator[Sta
                 middle = along + shape.length / 2
                 along += shape.length + rng.uniform(0.5, 1.1)
                 if not plan.blocked(middle, 1.5 + shape.length / 2):
-                    yield VEHICLE, shape, Path(middle, side * (PARKING + rng.uniform(-0.06, 0.06)), turn + rng.normal(0, 0.012))
+                    yield (
+                        VEHICLE,
+                        shape,
+                        Path(middle, side * (PARKING + rng.uniform(-0.06, 0.06)), turn + rng.normal(0, 0.012)),
+                    )
         gap = rng.uniform(2.5, 8.0)
-        if rng.random() < 0.45 and not plan.blocked(along + gap / 2, 2.0) and along < plan.span[1]:
+        if rng.random() < 0.35 and not plan.blocked(along + gap / 2, 2.0) and along < plan.span[1]:
             for offset, across in _huddle(min(3, int(rng.integers(1, 4))), rng):
                 if abs(offset) < gap / 2 - 0.5:
                     spot = Path(along + gap / 2 + offset, side * (PARKING + 0.4) + across, rng.uniform(-np.pi, np.pi))
@@ -143,7 +147,11 @@ def _cyclists(plan: Plan, side: int, rng: np.random.Generator) -> Iterator[Start
     along, stop = plan.span[0], plan.span[1] + (0 if side < 0 else speed * 6)
     while along < stop:
         for row in range(int(rng.integers(1, 4))):
-            pair = ((3.62, 0.0), (4.48, rng.uniform(-0.3, 0.3))) if rng.random() < 0.55 else ((4.05 + rng.uniform(-0.3, 0.3), 0.0),)
+            pair = (
+                ((3.62, 0.0), (4.48, rng.uniform(-0.3, 0.3)))
+                if rng.random() < 0.55
+                else ((4.05 + rng.uniform(-0.3, 0.3), 0.0),)
+            )
             for across, shift in pair:
                 place = along + row * 2.35 + shift
                 if not plan.blocked(place, 1.4):
@@ -170,19 +178,26 @@ def _walkers(plan: Plan, side: int, rng: np.random.Generator) -> Iterator[Start]
                 abreast = int(rng.integers(1, 3))
                 for column in range(abreast):
                     lateral = (column - (abreast - 1) / 2) * rng.uniform(0.55, 0.7)
-                    place = Path(along + rank * rng.uniform(0.75, 0.95) + rng.uniform(-0.1, 0.1), side * across + lateral, turn, speed)
+                    place = Path(
+                        along + rank * rng.uniform(0.75, 0.95) + rng.uniform(-0.1, 0.1),
+                        side * across + lateral,
+                        turn,
+                        speed,
+                    )
                     yield PEDESTRIAN, random_pedestrian(rng, walks=True), place
-            along += rng.uniform(5.0, 17.0)
+            along += rng.uniform(9.0, 26.0)
 
 
 def _standing(plan: Plan, side: int, rng: np.random.Generator) -> Iterator[Start]:
     """People waiting and talking between the trees at the kerb; places end on .5 of the furniture's grid."""
     for slot in np.arange(np.ceil(plan.span[0] / 5) * 5 + 2.5, plan.span[1], 5.0):
         near_zebra = plan.crossing and abs(abs(slot) - 7.5) < 2.6
-        if rng.random() > (0.8 if near_zebra else 0.3) or plan.blocked(float(slot), 1.0):
+        if rng.random() > (0.75 if near_zebra else 0.2) or plan.blocked(float(slot), 1.0):
             continue
         for offset, across in _huddle(int(rng.integers(1, 5)), rng):
-            spot = Path(float(slot) + offset, side * 7.95 + across, float(np.arctan2(-across, -offset)) + rng.normal(0, 0.4))
+            spot = Path(
+                float(slot) + offset, side * 7.95 + across, float(np.arctan2(-across, -offset)) + rng.normal(0, 0.4)
+            )
             yield PEDESTRIAN, random_pedestrian(rng, walks=False), spot
 
 
@@ -195,14 +210,20 @@ def _crossers(rng: np.random.Generator) -> Iterator[Start]:
         across = float(clump[int(rng.integers(2))] + rng.normal(0, 0.7))
         turn = float(rng.choice([-1, 1])) * np.pi / 2
         walker = random_pedestrian(rng, walks=True)
-        yield PEDESTRIAN, walker, Path(float(line), float(np.clip(across, -7.8, 7.8)), turn, float(rng.uniform(0.9, 1.4)), 8.0)
+        yield (
+            PEDESTRIAN,
+            walker,
+            Path(float(line), float(np.clip(across, -7.8, 7.8)), turn, float(rng.uniform(0.9, 1.4)), 8.0),
+        )
 
 
 def _prop(street: Street, mesh: Mesh, along: float, across: float, turn: float, style: Array | None = None) -> Prop:
     yaw, position = street.place(along, across, turn)
     placed = mesh.placed(yaw, position)
     low, high = placed.bounds()
-    return Prop(placed, yaw, position, np.zeros(8, np.float32) if style is None else style, (float(low[0]), float(high[0])))
+    return Prop(
+        placed, yaw, position, np.zeros(8, np.float32) if style is None else style, (float(low[0]), float(high[0]))
+    )
 
 
 def plan_props(plan: Plan, street: Street, rng: np.random.Generator) -> list[Prop]:
@@ -215,7 +236,14 @@ def plan_props(plan: Plan, street: Street, rng: np.random.Generator) -> list[Pro
     for side in (-1, 1):
         facing = 0.0 if side > 0 else np.pi
 
-        def put(mesh: Mesh, along: float, across: float, style: Array | None = None, side: int = side, facing: float = facing) -> None:
+        def put(
+            mesh: Mesh,
+            along: float,
+            across: float,
+            style: Array | None = None,
+            side: int = side,
+            facing: float = facing,
+        ) -> None:
             props.append(_prop(street, mesh, along, side * across, facing, style))
 
         _houses(start, stop, side, rng, put)

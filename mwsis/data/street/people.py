@@ -16,7 +16,13 @@ from mwsis.data.street.shapes import Array, Color, Limb, Mesh, limbs, loft, merg
 __all__ = ["Look", "cyclist_mesh", "pedestrian_mesh", "random_look"]
 
 SKINS: tuple[Color, ...] = ((0.62, 0.40, 0.30), (0.50, 0.30, 0.20), (0.30, 0.16, 0.10), (0.14, 0.07, 0.045))
-HAIRS: tuple[Color, ...] = ((0.02, 0.015, 0.01), (0.08, 0.04, 0.02), (0.30, 0.20, 0.09), (0.35, 0.34, 0.33), (0.22, 0.07, 0.03))
+HAIRS: tuple[Color, ...] = (
+    (0.02, 0.015, 0.01),
+    (0.08, 0.04, 0.02),
+    (0.30, 0.20, 0.09),
+    (0.35, 0.34, 0.33),
+    (0.22, 0.07, 0.03),
+)
 TOPS: tuple[Color, ...] = (
     (0.62, 0.05, 0.05), (0.04, 0.10, 0.40), (0.70, 0.68, 0.64), (0.03, 0.03, 0.035), (0.72, 0.50, 0.06),
     (0.05, 0.28, 0.12), (0.30, 0.31, 0.33), (0.32, 0.06, 0.30), (0.08, 0.34, 0.42), (0.48, 0.24, 0.12),
@@ -26,7 +32,14 @@ BOTTOMS: tuple[Color, ...] = (
     (0.04, 0.07, 0.16), (0.02, 0.02, 0.025), (0.10, 0.14, 0.24), (0.36, 0.29, 0.18), (0.16, 0.16, 0.17),
     (0.12, 0.09, 0.06), (0.45, 0.44, 0.42), (0.06, 0.10, 0.07),
 )  # fmt: skip
-FRAMES: tuple[Color, ...] = ((0.5, 0.03, 0.03), (0.02, 0.02, 0.02), (0.03, 0.12, 0.42), (0.6, 0.6, 0.58), (0.04, 0.3, 0.12), (0.7, 0.4, 0.03))
+FRAMES: tuple[Color, ...] = (
+    (0.5, 0.03, 0.03),
+    (0.02, 0.02, 0.02),
+    (0.03, 0.12, 0.42),
+    (0.6, 0.6, 0.58),
+    (0.04, 0.3, 0.12),
+    (0.7, 0.4, 0.03),
+)
 BLACK: Color = (0.02, 0.02, 0.02)
 STEEL: Color = (0.4, 0.4, 0.42)
 
@@ -73,7 +86,9 @@ def _pick(rng: np.random.Generator, colors: tuple[Color, ...], spread: float = 0
 def random_look(rng: np.random.Generator, rider: bool) -> Look:
     """Return a person drawn at random; riders wear helmets more often than not and never coats."""
     child = not rider and rng.random() < 0.12
-    style = str(rng.choice(["trousers", "shorts"] if rider else ["trousers", "trousers", "trousers", "shorts", "skirt", "coat"]))
+    style = str(
+        rng.choice(["trousers", "shorts"] if rider else ["trousers", "trousers", "trousers", "shorts", "skirt", "coat"])
+    )
     cover = str(rng.choice(["helmet", "helmet", "hair"] if rider else ["hair", "hair", "hair", "hat", "hood"]))
     return Look(
         height=float(rng.uniform(1.15, 1.42) if child else rng.normal(1.72, 0.08)),
@@ -131,10 +146,18 @@ def _arm(look: Look, shoulder: Array, elbow: Array, hand: Array) -> list[Limb]:
 
 def _head(look: Look, neck: Array, up: Array) -> list[Limb]:
     """Return neck, head and what is on it; ``up`` points from neck to crown."""
-    size, middle = look.height, neck + up * 0.075 * look.height
+    size, middle = look.height, neck + up * 0.066 * look.height
     parts = [
         Limb(neck - up * 0.03 * size, middle, 0.031 * size, 0.031 * size, look.skin, Material.SKIN),
-        Limb(middle - up * 0.022 * size, middle + up * 0.026 * size, 0.040 * size, 0.045 * size, look.skin, Material.SKIN, 1.18),
+        Limb(
+            middle - up * 0.022 * size,
+            middle + up * 0.026 * size,
+            0.040 * size,
+            0.045 * size,
+            look.skin,
+            Material.SKIN,
+            1.18,
+        ),
     ]
     crown = middle + up * 0.034 * size - np.array([0.010 * size, 0, 0])
     reach = {"hair": 0.049, "hat": 0.053, "hood": 0.062, "helmet": 0.060}[look.cover] * size
@@ -191,9 +214,9 @@ def pedestrian_mesh(look: Look, phase: float, stride: float, gesture: float, sid
         parts += _leg(look, root, knee, ankle, ankle + np.array([0.115 * size, side * 0.02, -0.022 * size]))
         shoulder = neck + np.array([0, side * 0.103 * size * look.girth, (SHOULDER - NECK) * size])
         raised = gesture if side < 0 else 0.0
-        elbow = shoulder + (_swing(-lead * 0.8 + 0.25 * raised) + [0, side * 0.16, 0]) * UPPER_ARM * size
+        elbow = shoulder + (_swing(-lead * 0.8 + 0.25 * raised) + np.array([0, side * 0.16, 0])) * UPPER_ARM * size
         bend = -lead * 0.8 + 0.25 + 0.3 * stride + 1.9 * raised
-        hand = elbow + (_swing(bend) + [0, side * (0.05 - 0.3 * raised), 0]) * FOREARM * size
+        hand = elbow + (_swing(bend) + np.array([0, side * (0.05 - 0.3 * raised), 0])) * FOREARM * size
         parts += _arm(look, shoulder, elbow, hand)
         if look.bag == "handbag" and side > 0:
             parts.append(Limb(hand - [0, 0, 0.1], hand - [0, 0, 0.28], 0.11, 0.13, look.bag_color, Material.CLOTH, 0.8))
@@ -211,13 +234,14 @@ def _bicycle(frame: Color, phase: float, sides: int) -> tuple[list[Limb], list[M
     def tube(start: Array, end: Array, radius: float, color: Color = frame) -> Limb:
         return Limb(start, end, radius, radius, color, Material.METAL)
 
+    half_bar, half_saddle, half_axle = np.array([0, 0.27, 0]), np.array([0.12, 0, 0]), np.array([0, 0.02, 0])
     rods = [
         tube(CRANK, SADDLE - [0, 0, 0.08], 0.022), tube(CRANK, HEAD_TUBE - [0, 0, 0.08], 0.026),
         tube(SADDLE - [-0.02, 0, 0.14], HEAD_TUBE, 0.022), tube(CRANK, REAR_HUB, 0.016),
         tube(SADDLE - [-0.02, 0, 0.14], REAR_HUB, 0.014), tube(HEAD_TUBE, FRONT_HUB, 0.020),
-        tube(HEAD_TUBE, BAR, 0.018, BLACK), tube(BAR - [0, 0.27, 0], BAR + [0, 0.27, 0], 0.017, BLACK),
-        Limb(SADDLE - [0.12, 0, 0], SADDLE + [0.12, 0, 0], 0.07, 0.03, BLACK, Material.PLASTIC),
-        Limb(CRANK - [0, 0.02, 0], CRANK + [0, 0.02, 0], 0.09, 0.09, STEEL, Material.METAL),
+        tube(HEAD_TUBE, BAR, 0.018, BLACK), tube(BAR - half_bar, BAR + half_bar, 0.017, BLACK),
+        Limb(SADDLE - half_saddle, SADDLE + half_saddle, 0.07, 0.03, BLACK, Material.PLASTIC),
+        Limb(CRANK - half_axle, CRANK + half_axle, 0.09, 0.09, STEEL, Material.METAL),
     ]  # fmt: skip
     corners = 9 + sides
     angle = np.arange(corners) * 2 * np.pi / corners
@@ -267,5 +291,10 @@ def cyclist_mesh(look: Look, phase: float, lean: float, sides: int = 7) -> Mesh:
         grip = BAR + np.array([-0.02, side * 0.25, 0.02])
         shoulder = neck + np.array([0.0, side * 0.10 * size * look.girth, -0.035 * size])
         elbow = _joint(shoulder, grip, UPPER_ARM * size, FOREARM * size, np.array([-0.3, side * 0.6, -0.8]))
-        parts += _arm(look, shoulder, elbow, elbow + (grip - elbow) * min(1.0, FOREARM * size / float(np.linalg.norm(grip - elbow))))
+        parts += _arm(
+            look,
+            shoulder,
+            elbow,
+            elbow + (grip - elbow) * min(1.0, FOREARM * size / float(np.linalg.norm(grip - elbow))),
+        )
     return merge([limbs(parts, sides), limbs(rods, min(sides, 4)), *wheels])

@@ -1,6 +1,6 @@
 """What a camera records: shaded, textured, noisy JPEG images, and which thing each pixel shows.
 
-One ray through each pixel's middle decides what the pixel shows; where the picture has edges, three more rays soften
+One ray through each pixel's middle decides what the pixel shows; where the picture has edges, two more rays soften
 its colour. Light: sun with shadows, sky, near occlusion, gloss, glass, haze; then lens and sensor. Next: `truth.py`.
 """
 
@@ -19,14 +19,14 @@ from mwsis.data.street.rays import STEP_PAST, Hits
 from mwsis.data.street.scene import World
 from mwsis.data.street.shapes import Array
 from mwsis.data.street.sky import ambient, sky
-from mwsis.data.street.textures import albedo
+from mwsis.data.street.textures import Spots, albedo
 
 __all__ = ["JPEG_QUALITY", "CameraRays", "Picture", "encode_jpeg", "render"]
 
 JPEG_QUALITY = 92
-EDGE_CONTRAST = 0.10
-"""Pixels that differ from a neighbour by more than this (display range 0..1) get three more rays."""
-SUBPIXELS = ((-0.29, -0.13), (0.13, -0.29), (0.29, 0.22))
+EDGE_CONTRAST = 0.13
+"""Pixels that differ from a neighbour by more than this (display range 0..1) get two more rays."""
+SUBPIXELS = ((-0.30, -0.24), (0.30, 0.24))
 NEAR_SHADE, NEAR_REACH = 0.55, 1.1
 """How much of the sky's light is lost where a ray of this length (m) finds something close by."""
 NEAR_LIMIT = 45.0
@@ -42,7 +42,7 @@ class CameraRays:
     Attributes:
         width, height: pixels.
         origin: (3,) float64, vehicle frame.
-        directions: (1 + 3, H * W, 3) float32, vehicle frame; first through pixel centres, then `SUBPIXELS`.
+        directions: (1 + 2, H * W, 3) float32, vehicle frame; first through pixel centres, then `SUBPIXELS`.
         vignette: (H, W) float32, brightness towards the corners.
     """
 
@@ -85,11 +85,13 @@ def render(world: World, rays: CameraRays, rng: np.random.Generator) -> Picture:
     shown = _expose(color, world.weather.exposure)
     edge = _edges(shown.reshape(rays.height, rays.width, 3)).reshape(-1)
     if len(edge):
-        more, _, _ = _look(world, origin, (rays.directions[1:, edge] @ turn.T).reshape(-1, 3), np.tile(openness[edge], 3))
+        more, _, _ = _look(
+            world, origin, (rays.directions[1:, edge] @ turn.T).reshape(-1, 3), np.tile(openness[edge], len(SUBPIXELS))
+        )
         soft = _expose(more, world.weather.exposure).reshape(len(SUBPIXELS), -1, 3)
         shown[edge] = (shown[edge] + soft.sum(0)) / (1 + len(SUBPIXELS))
     image = shown.reshape(rays.height, rays.width, 3) * rays.vignette[..., None]
-    noisy = image + rng.standard_normal(image.shape, np.float32) * (0.006 + 0.014 * np.sqrt(image))
+    noisy = image + rng.standard_normal(image.shape, np.float32) * (0.005 + 0.011 * np.sqrt(image))
     rgb = (np.clip(noisy, 0, 1) * 255 + 0.5).astype(np.uint8)
     entity = np.where(face >= 0, world.entity[face], -1).astype(np.int32)
     return Picture(rgb, entity.reshape(rays.height, rays.width))
@@ -103,17 +105,23 @@ def encode_jpeg(rgb: Array) -> bytes:
 
 
 def _expose(color: Array, gain: float) -> Array:
-    """Turn linear radiance into display values in 0..1, (N, 3) float32."""
-    bright = np.maximum(color * np.float32(gain), 0)
-    bright = bright * (1 + bright * np.float32(0.12)) / (1 + bright)
-    return np.sqrt(np.minimum(bright * np.float32(1.35), 1.0))
+    """Turn linear radiance into display values in 0..1 with a film-like curve, (N, 3) float32."""
+    x = np.maximum(color * np.float32(gain * 0.68), 0)
+    film = (
+        x
+        * (x * np.float32(2.51) + np.float32(0.03))
+        / (x * (x * np.float32(2.43) + np.float32(0.59)) + np.float32(0.14))
+    )
+    return np.asarray(np.sqrt(np.minimum(film, 1.0)), np.float32)
 
 
 def _edges(image: Array) -> Array:
     """Return the flat indices of pixels that differ much from the pixel to the right or below, or the other way."""
-    across = np.abs(np.diff(image, axis=1)).max(2) > EDGE_CONTRAST
-    down = np.abs(np.diff(image, axis=0)).max(2) > EDGE_CONTRAST
     edge = np.zeros(image.shape[:2], bool)
+    across, down = edge[:, 1:].copy(), edge[1:].copy()
+    for channel in np.moveaxis(image, 2, 0):
+        across |= np.abs(np.diff(channel, axis=1)) > EDGE_CONTRAST
+        down |= np.abs(np.diff(channel, axis=0)) > EDGE_CONTRAST
     edge[:, 1:] |= across
     edge[:, :-1] |= across
     edge[1:] |= down
@@ -129,8 +137,9 @@ def _look(
     ``openness`` is known, or is worked out for rays through an image of the given height and width.
     """
     hits = world.caster.cast(origin, directions)
-    color = sky(world.weather, directions) if (hits.face < 0).any() else np.zeros((len(directions), 3), np.float32)
-    on = np.flatnonzero(hits.face >= 0)
+    color, open_air = np.empty((len(directions), 3), np.float32), hits.face < 0
+    color[open_air] = sky(world.weather, directions[open_air])
+    on = np.flatnonzero(~open_air)
     if isinstance(openness, tuple):
         openness = _openness(world, origin, directions, hits, openness)
     color[on] = _shade(world, origin, directions[on], hits, on, openness[on])
@@ -138,8 +147,8 @@ def _look(
     if len(glass):
         start = origin + directions[glass] * (hits.distance[glass, None] + np.float32(STEP_PAST))
         beyond = world.caster.cast(start, directions[glass])
-        seen = sky(world.weather, directions[glass], detailed=False)
-        solid = np.flatnonzero(beyond.face >= 0)
+        seen, solid = np.empty((len(glass), 3), np.float32), np.flatnonzero(beyond.face >= 0)
+        seen[beyond.face < 0] = sky(world.weather, directions[glass[beyond.face < 0]], detailed=False)
         dim = np.full(len(solid), INSIDE_OPENNESS, np.float32)
         seen[solid] = _shade(world, start[solid], directions[glass[solid]], beyond, solid, dim)
         color[glass] += seen * (np.float32(0.5) * np.array([0.82, 0.92, 0.90], np.float32))
@@ -168,7 +177,18 @@ def _shade(world: World, origin: Array, directions: Array, hits: Hits, on: Array
     position = origin + directions * distance[:, None]
     normal = _normals(world, directions, hits, on)
     material = world.mesh.materials[face]
-    color, pane = _albedo(world, face, position, normal)
+    things = world.entities
+    spots = Spots(
+        material,
+        world.mesh.colors[face],
+        position,
+        normal,
+        world.entity[face],
+        things.yaw,
+        things.position,
+        things.styles,
+    )
+    color, pane = albedo(spots, world.street, world.zebra)
     lit = _sunlight(world, position, normal)
     out = color * (ambient(weather, normal) * openness[:, None] + weather.sun_color * lit[:, None])
     gloss = np.where(pane, np.float32(0.55), GLOSS[material])
@@ -177,21 +197,6 @@ def _shade(world: World, origin: Array, directions: Array, hits: Hits, on: Array
         out[shiny] += _reflection(world, directions[shiny], normal[shiny], lit[shiny], gloss[shiny])
     clear = np.exp(-distance / np.float32(weather.haze))[:, None]
     return np.asarray(out * clear + (weather.horizon * np.float32(0.75)) * (1 - clear), np.float32)
-
-
-def _albedo(world: World, face: Array, position: Array, normal: Array) -> tuple[Array, Array]:
-    entity = world.entity[face]
-    things = world.entities
-    cos, sin = np.cos(things.yaw)[entity], np.sin(things.yaw)[entity]
-
-    def to_local(vectors: Array) -> Array:
-        x, y = vectors[:, 0], vectors[:, 1]
-        return np.stack([cos * x + sin * y, cos * y - sin * x, vectors[:, 2]], 1)
-
-    local = to_local(position - things.position[entity])
-    centre = np.asarray(world.street.centre(position[:, 0]), np.float32)
-    material, color = world.mesh.materials[face], world.mesh.colors[face]
-    return albedo(material, color, position, local, to_local(normal), entity, things.styles[entity], centre, world.zebra)
 
 
 def _sunlight(world: World, position: Array, normal: Array) -> Array:

@@ -17,7 +17,7 @@ from mwsis.data.street.shapes import Array, Mesh, merge
 
 __all__ = ["Entities", "Scene", "Weather", "World", "make_scene"]
 
-SIGHT, VEHICLE_SIGHT, PERSON_SIGHT = (70.0, 85.0), (45.0, 70.0), (20.0, 42.0)
+SIGHT, VEHICLE_SIGHT, PERSON_SIGHT = (70.0, 85.0), (45.0, 70.0), (16.0, 38.0)
 """How far behind and ahead of the recording car props, vehicles and people are kept, metres (the LiDAR sees 75)."""
 FRAME_SECONDS = 1.0
 
@@ -137,7 +137,16 @@ class Scene:
             heading, place = self.street.place(along, across, turn)
             low, high = own.bounds()
             meshes.append(own.placed(heading, place))
-            rows.append((actor.instance_id, actor.label, heading, place, np.zeros(8), np.concatenate([(low + high) / 2, high - low])))
+            rows.append(
+                (
+                    actor.instance_id,
+                    actor.label,
+                    heading,
+                    place,
+                    np.zeros(8),
+                    np.concatenate([(low + high) / 2, high - low]),
+                )
+            )
         mesh = merge(meshes)
         entity = np.repeat(np.arange(len(meshes), dtype=np.int32), [len(part) for part in meshes])
         zebra = ZEBRA_HALF if self.plan.crossing else 0.0
@@ -186,12 +195,18 @@ def _street(rng: np.random.Generator) -> Street:
 
 def _weather(rng: np.random.Generator) -> Weather:
     """Draw noon, evening or an overcast day."""
-    kind = str(rng.choice(["noon", "evening", "overcast"], p=[0.5, 0.25, 0.25]))
-    height = {"noon": rng.uniform(0.6, 1.05), "evening": rng.uniform(0.24, 0.42), "overcast": rng.uniform(0.6, 1.0)}[kind]
+    kind = str(rng.choice(["noon", "evening", "overcast"], p=[0.55, 0.22, 0.23]))
+    height = {"noon": rng.uniform(0.6, 1.05), "evening": rng.uniform(0.24, 0.42), "overcast": rng.uniform(0.6, 1.0)}[
+        kind
+    ]
     turn = rng.uniform(-np.pi, np.pi)
     sun = np.array([np.cos(turn) * np.cos(height), np.sin(turn) * np.cos(height), np.sin(height)])
-    strength, tint = {"noon": (2.9, (1.0, 0.95, 0.86)), "evening": (2.6, (1.0, 0.76, 0.50)), "overcast": (0.55, (1.0, 0.98, 0.95))}[kind]
-    zenith = {"noon": (0.22, 0.38, 0.75), "evening": (0.24, 0.32, 0.55), "overcast": (0.62, 0.66, 0.72)}[kind]
+    strength, tint = {
+        "noon": (3.4, (1.0, 0.95, 0.86)),
+        "evening": (3.2, (1.0, 0.76, 0.50)),
+        "overcast": (0.55, (1.0, 0.98, 0.95)),
+    }[kind]
+    zenith = {"noon": (0.16, 0.34, 0.80), "evening": (0.24, 0.32, 0.55), "overcast": (0.62, 0.66, 0.72)}[kind]
     horizon = {"noon": (0.72, 0.82, 0.95), "evening": (0.95, 0.78, 0.58), "overcast": (0.78, 0.80, 0.82)}[kind]
     return Weather(
         sun.astype(np.float32),
@@ -200,5 +215,5 @@ def _weather(rng: np.random.Generator) -> Weather:
         np.array(horizon, np.float32),
         float(rng.uniform(0.2, 0.6)) if kind != "overcast" else 0.95,
         float(rng.uniform(220, 480)),
-        {"noon": 0.62, "evening": 0.72, "overcast": 0.95}[kind] * float(rng.uniform(0.9, 1.1)),
+        {"noon": 0.85, "evening": 1.0, "overcast": 1.25}[kind] * float(rng.uniform(0.9, 1.1)),
     )

@@ -1,11 +1,13 @@
-"""Everything that is no object of interest: ground with relief, kerbs, buildings, trees, bushes, poles, street furniture.
+"""Everything that is no object of interest: ground with relief, kerbs, buildings, trees, bushes, poles, furniture.
 
-Upright and thin things are there on purpose: they are what people are mistaken for. Next: `layout.py`, which places them.
+Upright and thin things are there on purpose: they are what people are mistaken for. Next: `layout.py`, which places
+them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -71,7 +73,7 @@ class Street:
         along = np.arange(start, stop + 2.0, 2.0)
         road = np.linspace(-(KERB - 0.02), KERB - 0.02, 9)
         parts = [self._strip(along, road, np.zeros(9), Material.ASPHALT)]
-        for (near, low, _), (far, high, material) in zip(_STRIPS[:-1], _STRIPS[1:], strict=True):
+        for (near, low, _), (far, high, material) in pairwise(_STRIPS):
             for side in (-1, 1):
                 parts.append(self._strip(along, np.array([near, far]) * side, np.array([low, high]), material))
         return merge(parts)
@@ -132,7 +134,9 @@ def building(width: float, depth: float, height: float, style: FacadeStyle, rng:
     if rng.random() < 0.6:
         parts += _gable(width, depth, height, roof)
     else:
-        parts.append(box((width * 0.3, 2.5, 1.6), (width * rng.uniform(0.3, 0.7), depth / 2, height + 0.8), wall, Material.ROOF))
+        parts.append(
+            box((width * 0.3, 2.5, 1.6), (width * rng.uniform(0.3, 0.7), depth / 2, height + 0.8), wall, Material.ROOF)
+        )
     if style.shop:
         parts += _awning(width, style, rng)
     elif rng.random() < 0.7:
@@ -145,13 +149,18 @@ def _gable(width: float, depth: float, height: float, color: Array) -> list[Mesh
     front = [[-0.1, -eave, height - 0.1], [width + 0.1, -eave, height - 0.1]]
     ridge = [[width + 0.1, depth / 2, height + rise], [-0.1, depth / 2, height + rise]]
     back = [[width + 0.1, depth + eave, height - 0.1], [-0.1, depth + eave, height - 0.1]]
-    ends = [np.array([[x, 0, height], [x, depth / 2, height + rise], [x, depth, height], [x, depth / 2, height]]) for x in (0.02, width - 0.02)]
+    ends = [
+        np.array([[x, 0, height], [x, depth / 2, height + rise], [x, depth, height], [x, depth / 2, height]])
+        for x in (0.02, width - 0.02)
+    ]
     slopes = [np.array([*front, *ridge]), np.array([ridge[1], ridge[0], *back])]
     return [quad(corners, color, Material.ROOF) for corners in (*slopes, *ends)]
 
 
 def _awning(width: float, style: FacadeStyle, rng: np.random.Generator) -> list[Mesh]:
-    color = np.array([(0.5, 0.05, 0.05), (0.04, 0.2, 0.12), (0.05, 0.12, 0.35), (0.65, 0.55, 0.3)][int(rng.integers(4))])
+    color = np.array(
+        [(0.5, 0.05, 0.05), (0.04, 0.2, 0.12), (0.05, 0.12, 0.35), (0.65, 0.55, 0.3)][int(rng.integers(4))]
+    )
     low, high = style.ground_floor - 0.75, style.ground_floor - 0.25
     awning = np.array([[0.6, -1.3, low], [width - 0.6, -1.3, low], [width - 0.6, 0, high], [0.6, 0, high]])
     board = box((width - 0.8, 0.12, 0.55), (width / 2, -0.06, style.ground_floor + 0.1), color * 0.7, Material.PLASTIC)
@@ -174,15 +183,15 @@ def _leaves(centres: Array, radii: Array, color: Array, rng: np.random.Generator
     which = rng.integers(len(centres), size=count)
     outward = rng.normal(size=(count, 3))
     outward /= np.linalg.norm(outward, axis=1, keepdims=True)
-    spot = centres[which] + outward * radii[which, None] * rng.uniform(0.75, 1.18, (count, 1))
-    corners = spot[:, None] + rng.normal(0, 0.17, (count, 3, 3))
+    spot = centres[which] + outward * radii[which, None] * rng.uniform(0.78, 1.12, (count, 1))
+    corners = spot[:, None] + rng.normal(0, 0.11, (count, 3, 3))
     colors = np.clip(color * rng.uniform(0.6, 1.5, (count, 1)), 0.01, 0.8).astype(np.float32)
     normals = np.repeat((outward * 0.8 + [0, 0, 0.4])[:, None], 3, 1)
     normals /= np.linalg.norm(normals, axis=2, keepdims=True)
     return Mesh(corners.astype(np.float32), normals.astype(np.float32), colors, np.full(count, Material.LEAF, np.uint8))
 
 
-_GREENS: tuple[Color, ...] = ((0.07, 0.13, 0.03), (0.11, 0.17, 0.03), (0.05, 0.10, 0.04), (0.20, 0.15, 0.03))
+_GREENS: tuple[Color, ...] = ((0.07, 0.13, 0.03), (0.11, 0.17, 0.03), (0.05, 0.10, 0.04), (0.16, 0.16, 0.03))
 
 
 def tree(rng: np.random.Generator) -> Mesh:
@@ -190,25 +199,33 @@ def tree(rng: np.random.Generator) -> Mesh:
     height, spread = rng.uniform(5.0, 9.0), rng.uniform(1.1, 1.7)
     fork, green = height * 0.42, np.array(_GREENS[int(rng.integers(len(_GREENS)))]) * rng.uniform(0.8, 1.3)
     bark: Color = (0.10, 0.07, 0.05)
-    count = int(rng.integers(4, 7))
+    count = int(rng.integers(3, 6))
     angle = np.arange(count) * 2 * np.pi / count + rng.uniform(0, 6)
-    centres = np.stack([spread * 0.75 * np.cos(angle), spread * 0.75 * np.sin(angle), rng.uniform(0.55, 0.85, count) * height], 1)
+    centres = np.stack(
+        [spread * 0.75 * np.cos(angle), spread * 0.75 * np.sin(angle), rng.uniform(0.55, 0.85, count) * height], 1
+    )
     centres = np.concatenate([centres, [[0, 0, height * 0.86]]])
     radii = rng.uniform(0.75, 1.05, count + 1) * spread
     trunk = np.array([0, 0, fork])
     rods = [Limb(np.array([0, 0, -0.2]), trunk, 0.17, 0.11, bark, Material.BARK)]
     rods += [Limb(trunk, centre, 0.09, 0.04, bark, Material.BARK) for centre in centres]
-    cores = [blob((radius * 0.82,) * 3, centre, green * 0.75, Material.LEAF, rng, roughness=0.16) for radius, centre in zip(radii, centres)]
-    return merge([limbs(rods), *cores, _leaves(centres, radii, green, rng, 260)])
+    cores = [
+        blob((radius * 0.82,) * 3, centre, green * 0.75, Material.LEAF, rng, roughness=0.16)
+        for radius, centre in zip(radii, centres)
+    ]
+    return merge([limbs(rods, 5), *cores, _leaves(centres, radii, green, rng, 230)])
 
 
 def hedge(length: float, rng: np.random.Generator) -> Mesh:
     """Return a row of bushes along x, about a metre high."""
-    count = max(1, int(length / 0.8))
+    count = max(1, int(length / 1.15))
     centres = np.stack([(np.arange(count) + 0.5) * length / count, rng.normal(0, 0.08, count), np.full(count, 0.42)], 1)
     radii, green = rng.uniform(0.42, 0.62, count), np.array(_GREENS[int(rng.integers(3))])
-    cores = [blob((radius * 0.9,) * 3, centre, green, Material.LEAF, rng, roughness=0.15) for radius, centre in zip(radii, centres)]
-    return merge([*cores, _leaves(centres, radii, green, rng, 24 * count)])
+    cores = [
+        blob((radius * 0.9,) * 3, centre, green, Material.LEAF, rng, roughness=0.15)
+        for radius, centre in zip(radii, centres)
+    ]
+    return merge([*cores, _leaves(centres, radii, green, rng, 28 * count)])
 
 
 def _lamp_post() -> Mesh:
@@ -247,7 +264,16 @@ def _bench() -> Mesh:
 def _kiosk(rng: np.random.Generator) -> Mesh:
     """Return an advertising column: as tall and round as a person is not, but nearly."""
     color = np.array([(0.5, 0.3, 0.2), (0.25, 0.35, 0.45), (0.6, 0.55, 0.4)][int(rng.integers(3))])
-    rods = [Limb(np.array([0, 0, 0.0]), np.array([0, 0, 2.5]), 0.5, 0.5, (float(color[0]), float(color[1]), float(color[2])), Material.PLASTIC)]
+    rods = [
+        Limb(
+            np.array([0, 0, 0.0]),
+            np.array([0, 0, 2.5]),
+            0.5,
+            0.5,
+            (float(color[0]), float(color[1]), float(color[2])),
+            Material.PLASTIC,
+        )
+    ]
     cap = blob((0.62, 0.62, 0.25), (0, 0, 2.85), color * 0.3, Material.ROOF, None)
     return merge([limbs(rods), cap])
 

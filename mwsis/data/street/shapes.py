@@ -109,7 +109,9 @@ def quad(corners: Array, color: Color | Array, material: int) -> Mesh:
     return _mesh(np.asarray(corners, np.float32)[[[0, 1, 2], [0, 2, 3]]], None, color, material)
 
 
-def box(size: Sequence[float], centre: Sequence[float], color: Color | Array, material: int, taper: float = 1.0) -> Mesh:
+def box(
+    size: Sequence[float], centre: Sequence[float], color: Color | Array, material: int, taper: float = 1.0
+) -> Mesh:
     """Return a box of this size (metres) around ``centre``; ``taper`` scales the top face."""
     unit = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)], np.float32)
     unit[:, :2] *= np.where(unit[:, 2:] > 0, taper, 1.0)
@@ -151,7 +153,10 @@ def surface(grid: Array, color: Color | Array, material: int) -> Mesh:
 
 
 def paned_quad(
-    corners: Array, panes: Sequence[tuple[float, float]], heights: tuple[float, float], frame: tuple[Color, int],
+    corners: Array,
+    panes: Sequence[tuple[float, float]],
+    heights: tuple[float, float],
+    frame: tuple[Color, int],
     glass: tuple[Color, int],
 ) -> Mesh:
     """Return a wall of a cabin with window panes in it.
@@ -204,7 +209,9 @@ def _limb_topology(count: int) -> tuple[Array, Array]:
     one, two = np.arange(count), (np.arange(count) + 1) % count
     low, high, top = 1, 1 + count, 1 + 2 * count
     bottom_cap = np.stack([np.zeros_like(one), two + low, one + low], 1)
-    sides = np.concatenate([np.stack([one + low, two + low, two + high], 1), np.stack([one + low, two + high, one + high], 1)])
+    sides = np.concatenate(
+        [np.stack([one + low, two + low, two + high], 1), np.stack([one + low, two + high, one + high], 1)]
+    )
     top_cap = np.stack([np.full_like(one, top), one + high, two + high], 1)
     return np.stack([np.cos(angle), np.sin(angle)]), np.concatenate([bottom_cap, sides, top_cap])
 
@@ -251,8 +258,14 @@ def _unit_ball(subdivisions: int) -> tuple[Array, Array]:
 
 
 def blob(
-    radii: Sequence[float], centre: Sequence[float], color: Color | Array, material: int, rng: np.random.Generator | None,
-    *, roughness: float = 0.0, subdivisions: int = 1,
+    radii: Sequence[float],
+    centre: Sequence[float],
+    color: Color | Array,
+    material: int,
+    rng: np.random.Generator | None,
+    *,
+    roughness: float = 0.0,
+    subdivisions: int = 1,
 ) -> Mesh:
     """Return an ellipsoid whose corners are pushed in and out at random by the fraction ``roughness``."""
     corners, faces = _unit_ball(subdivisions)

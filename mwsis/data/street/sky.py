@@ -1,4 +1,4 @@
-"""The sky seen along a direction: gradient, sun, clouds, a skyline far away. It also lights and haloes everything else."""
+"""The sky seen along a direction: gradient, sun, clouds, a skyline far away. It lights everything else."""
 
 from __future__ import annotations
 

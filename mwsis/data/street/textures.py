@@ -5,15 +5,16 @@ Each function takes colours of some hit points and returns the colours with the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from mwsis.data.street.materials import Material
-from mwsis.data.street.scenery import BIKE_EDGE, LANE_EDGE
+from mwsis.data.street.scenery import BIKE_EDGE, LANE_EDGE, Street
 from mwsis.data.street.shapes import Array
 
-__all__ = ["albedo", "noise"]
+__all__ = ["Spots", "albedo", "noise"]
 
 TILE = 512
 """Side of the noise tile, texels."""
@@ -105,7 +106,9 @@ def facade(color: Array, local: Array, normal_local: Array, styles: Array) -> tu
     wall = color * (1 + 0.10 * noise(u, z, 0.06) - 0.22 * brick * courses)[:, None]
     wall = np.where((z < 0.6)[:, None], wall * 0.62, wall)
     sill = np.minimum(color * 0.5 + 0.3, 0.75)
-    glass = np.where(chance < 0.25, 0.30, np.where(in_shop, 0.10, 0.035))[:, None] * np.array([1.0, 0.95, 0.85], np.float32)
+    glass = np.where(chance < 0.25, 0.30, np.where(in_shop, 0.10, 0.035))[:, None] * np.array(
+        [1.0, 0.95, 0.85], np.float32
+    )
     painted = np.where(framed[:, None], sill, wall)
     painted = np.where(pane[:, None], glass, painted)
     return np.where(door[:, None], color * 0.3 + np.array([0.08, 0.04, 0.02], np.float32), painted), pane & ~door
@@ -120,55 +123,98 @@ def _dress(color: Array, local: Array, entity: Array) -> Array:
 
 def _coach(color: Array, local: Array, entity: Array) -> Array:
     """Door gaps and road dirt on car paint."""
-    gap = (np.abs(local[:, 0] - 0.05) < 0.014) | (np.abs(local[:, 0] + 0.95) < 0.014) | (np.abs(local[:, 0] - 1.05) < 0.014)
+    gap = (
+        (np.abs(local[:, 0] - 0.05) < 0.014)
+        | (np.abs(local[:, 0] + 0.95) < 0.014)
+        | (np.abs(local[:, 0] - 1.05) < 0.014)
+    )
     gap &= (np.abs(local[:, 1]) > 0.72) & (local[:, 2] > 0.35)
     dirt = 1 - 0.35 * np.clip(0.55 - local[:, 2], 0, 0.4) - 0.05 * noise(local[:, 0] + entity, local[:, 2], 0.02)
     return color * np.where(gap, 0.35, dirt)[:, None]
 
 
-def albedo(
-    material: Array, color: Array, position: Array, local: Array, normal_local: Array, entity: Array, styles: Array,
-    centre: Array, zebra: float,
-) -> tuple[Array, Array]:
+@dataclass(frozen=True, eq=False)
+class Spots:
+    """Hit points whose colour is asked for.
+
+    Attributes:
+        material: (N,) uint8.
+        color: (N, 3) float32, of the face.
+        position: (N, 3) float32, metres, world.
+        normal: (N, 3) float32, world.
+        entity: (N,) int, number of the thing.
+        yaw, origin, styles: (E,), (E, 3), (E, 8) of all things: their own frames in the world, and `FacadeStyle` rows.
+    """
+
+    material: Array
+    color: Array
+    position: Array
+    normal: Array
+    entity: Array
+    yaw: Array
+    origin: Array
+    styles: Array
+
+    def local(self, on: Array) -> Array:
+        """Return the positions numbered ``on`` in the frames of their things, (len(on), 3)."""
+        return self._turned(self.position[on] - self.origin[self.entity[on]], on)
+
+    def local_normal(self, on: Array) -> Array:
+        """Return the normals numbered ``on`` in the frames of their things, (len(on), 3)."""
+        return self._turned(self.normal[on], on)
+
+    def _turned(self, vectors: Array, on: Array) -> Array:
+        entity = self.entity[on]
+        cos, sin = np.cos(self.yaw)[entity], np.sin(self.yaw)[entity]
+        x, y = vectors[:, 0], vectors[:, 1]
+        return np.stack([cos * x + sin * y, cos * y - sin * x, vectors[:, 2]], 1)
+
+
+def _grain(material: int, position: Array) -> Array:
+    """Return the brightness pattern of bark and leaves, (N,) float32."""
+    texel = 0.02 if material == Material.BARK else 0.012
+    u, v = position[:, 0] + position[:, 1] * 0.7, position[:, 2] + position[:, 1] * 0.3
+    return np.maximum(1 + 0.45 * noise(u, v, texel), 0.25)
+
+
+def _ground(material: int, color: Array, along: Array, across: Array, zebra: float) -> Array:
+    if material == Material.ASPHALT:
+        return _paint_road(color, along, across, zebra)
+    if material == Material.PAVING:
+        return _pave(color, along, across)
+    if material == Material.GRASS:
+        return _turf(color, along, across)
+    assert material == Material.KERB
+    return color * np.where(along % 1.0 < 0.025, 0.6, 1 + 0.15 * noise(along, across, 0.02))[:, None]
+
+
+def albedo(spots: Spots, street: Street, zebra: float) -> tuple[Array, Array]:
     """Return what colour each hit point has.
 
     Args:
-        material: (N,) uint8.
-        color: (N, 3) float32, of the face.
-        position: (N, 3) metres, world.
-        local: (N, 3) metres, in the thing's own frame.
-        normal_local: (N, 3), in the same frame.
-        entity: (N,) int, number of the thing.
-        styles: (N, 8) float32, of the thing.
-        centre: (N,) metres, y of the street's middle line there.
+        spots: the points.
+        street: whose middle line the markings follow.
         zebra: half-width of a crossing at x = 0, or 0.
 
     Returns:
         color: (N, 3) float32; pane: (N,) bool, window glass of a house.
     """
-    color, pane = color.copy(), np.zeros(len(color), bool)
-    along, across = position[:, 0], position[:, 1] - centre
-    for kind in np.unique(material):
-        on = np.flatnonzero(material == kind)
-        if kind == Material.ASPHALT:
-            color[on] = _paint_road(color[on], along[on], across[on], zebra)
-        elif kind == Material.PAVING:
-            color[on] = _pave(color[on], along[on], across[on])
-        elif kind == Material.KERB:
-            joint = along[on] % 1.0 < 0.025
-            color[on] *= np.where(joint, 0.6, 1 + 0.15 * noise(along[on], across[on] + position[on, 2], 0.02))[:, None]
-        elif kind == Material.GRASS:
-            color[on] = _turf(color[on], along[on], across[on])
+    color, pane = spots.color.copy(), np.zeros(len(spots.color), bool)
+    for kind in np.flatnonzero(np.bincount(spots.material)).tolist():
+        on = np.flatnonzero(spots.material == kind)
+        if kind <= Material.GRASS:
+            along = spots.position[on, 0]
+            across = spots.position[on, 1] - np.asarray(street.centre(along), np.float32)
+            color[on] = _ground(kind, color[on], along, across, zebra)
         elif kind == Material.FACADE:
-            color[on], pane[on] = facade(color[on], local[on], normal_local[on], styles[on])
-        elif kind == Material.ROOF:
-            color[on] *= (np.where(position[on, 2] % 0.3 < 0.05, 0.75, 1.0) + 0.12 * noise(position[on, 0], position[on, 1], 0.1))[:, None]
+            style = spots.styles[spots.entity[on]]
+            color[on], pane[on] = facade(color[on], spots.local(on), spots.local_normal(on), style)
         elif kind == Material.CLOTH:
-            color[on] = _dress(color[on], local[on], entity[on])
+            color[on] = _dress(color[on], spots.local(on), spots.entity[on])
         elif kind == Material.PAINT:
-            color[on] = _coach(color[on], local[on], entity[on])
+            color[on] = _coach(color[on], spots.local(on), spots.entity[on])
+        elif kind == Material.ROOF:
+            color[on] *= np.where(spots.position[on, 2] % 0.3 < 0.05, np.float32(0.75), np.float32(1))[:, None]
         elif kind in (Material.BARK, Material.LEAF):
-            grain = 0.02 if kind == Material.BARK else 0.012
-            tone = 1 + 0.45 * noise(position[on, 0] + position[on, 1] * 0.7, position[on, 2] + position[on, 1] * 0.3, grain)
-            color[on] *= np.maximum(tone, 0.25)[:, None]
+            color[on] *= _grain(kind, spots.position[on])[:, None]
     return color, pane

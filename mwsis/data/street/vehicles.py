@@ -198,7 +198,9 @@ def _lamps(plan: BodyPlan) -> Mesh:
     half, end = plan.width / 2, plan.length
     parts = []
     for side in (-1, 1):
-        parts.append(box((0.22, 0.34, 0.13), (end - 0.17, side * (half * 0.74), front), (0.85, 0.86, 0.9), Material.LAMP))
+        parts.append(
+            box((0.22, 0.34, 0.13), (end - 0.17, side * (half * 0.74), front), (0.85, 0.86, 0.9), Material.LAMP)
+        )
         parts.append(box((0.16, 0.24, 0.16), (0.10, side * (half * 0.79), rear), (0.5, 0.01, 0.01), Material.LAMP))
     plate_low = 0.45
     parts.append(box((0.03, 0.48, 0.11), (end - 0.005, 0, plate_low), (0.75, 0.75, 0.7), Material.PLATE))
@@ -217,7 +219,9 @@ def _trim(plan: BodyPlan) -> Mesh:
     ]
     for side in (-1, 1):
         sill = (plan.axles[-1] - plan.axles[0] - 2.2 * plan.wheel, 0.03, 0.12)
-        parts.append(box(sill, ((plan.axles[0] + plan.axles[-1]) / 2, side * half * 0.955, low + 0.08), DARK, Material.PLASTIC))
+        parts.append(
+            box(sill, ((plan.axles[0] + plan.axles[-1]) / 2, side * half * 0.955, low + 0.08), DARK, Material.PLASTIC)
+        )
         mirror = (plan.cabin[3] - 0.42, side * (half + 0.05), plan.belt + 0.10)
         parts.append(box((0.12, 0.18, 0.14), mirror, PRIMER, Material.PAINT))
     return merge(parts)

@@ -1,0 +1,178 @@
+"""What the roof LiDAR records: a range image with two returns, read out as points.
+
+A beam goes on through car windows; where the beam's edge passes what its middle hits, or through a pane or leaves, it
+comes back twice. Ranges are noisy, weak returns drop out. Which camera sees a point is a projection alone: the LiDAR
+looks over things the cameras do not. Next: `truth.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mwsis.core.frame import PixelMap, PointCloud
+from mwsis.core.geometry import CameraModel
+from mwsis.data.street.materials import REFLECTIVITY, Material
+from mwsis.data.street.rays import STEP_PAST
+from mwsis.data.street.rig import LidarRig
+from mwsis.data.street.scene import World
+from mwsis.data.street.shapes import Array
+
+__all__ = ["SLOTS", "Sweep", "pixel_map", "scan"]
+
+MAX_RANGE = 75.0
+"""Metres, as of Waymo's TOP LiDAR."""
+RANGE_NOISE = 0.02
+"""Standard deviation, metres."""
+BEAM_EDGE = 0.0022
+"""How far from the beam's middle, rad, a second surface still sends light back."""
+RETURN_GAP = 0.8
+"""Returns closer to one another than this are one, metres."""
+PANE_RETURN = 0.12
+"""Share of beams that a pane of glass sends back, before they go on."""
+MAX_PANES = 4
+FAINT, FAINT_DROP = 0.05, 0.006
+"""Returns of this strength drop out with probability one half; share of all returns that drop out regardless."""
+SLOTS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Echoes:
+    """What came back along every pixel's beam, NaN distance where nothing did."""
+
+    distance: Array
+    face: Array
+    strength: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One turn of the LiDAR.
+
+    Attributes:
+        points: in the vehicle frame, sorted by row, column, return.
+        entity: (N,) int32, row of `World.entities` each point lies on.
+    """
+
+    points: PointCloud
+    entity: Array
+
+
+def scan(world: World, rig: LidarRig, rng: np.random.Generator) -> Sweep:
+    """Return the points of one turn; ``rng`` draws noise and dropout."""
+    middle = _trace(world, rig, rig.directions(), rng, keep_panes=True)
+    sign = rng.choice(np.array([-1.0, 1.0]), 2)
+    edge = _trace(world, rig, rig.directions(sign[0] * BEAM_EDGE, sign[1] * BEAM_EDGE), rng, keep_panes=False)
+    first, second = _two_returns(middle, edge)
+    pixels = np.arange(len(first.distance))
+    columns = len(rig.azimuths)
+    parts = [_sift(echo, pixels, index, rng) for index, echo in enumerate((first, second))]
+    pixel, face, distance, strength, index = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((index, pixel))
+    pixel, face, distance, strength, index = (column[order] for column in (pixel, face, distance, strength, index))
+    xyz = rig.origin + rig.directions()[pixel] * distance[:, None]
+    leafy = world.mesh.materials[face] == Material.LEAF
+    elongation = np.clip(rng.exponential(0.03, len(face)) + leafy * rng.uniform(0, 0.5, len(face)), 0, 1.5)
+    feats = np.stack([np.tanh(strength), elongation], 1)
+    points = PointCloud(
+        torch.from_numpy(xyz.astype(np.float32)),
+        torch.from_numpy(feats.astype(np.float32)),
+        torch.from_numpy(distance.astype(np.float32)),
+        torch.from_numpy((pixel // columns).astype(np.int16)),
+        torch.from_numpy((pixel % columns).astype(np.int32)),
+        torch.from_numpy(index.astype(np.int8)),
+    )
+    return Sweep(points, world.entity[face])
+
+
+def _trace(
+    world: World, rig: LidarRig, directions: Array, rng: np.random.Generator, *, keep_panes: bool
+) -> tuple[_Echoes, _Echoes]:
+    """Return the first solid thing along each beam and, if asked for, the panes of glass that glinted before it."""
+    turn, count = world.vehicle_to_world(), len(directions)
+    origin, ahead = world.ego_position + turn @ rig.origin, (directions @ turn.T).astype(np.float32)
+    solid, pane = (_Echoes(np.full(count, np.nan), np.zeros(count, np.int32), np.zeros(count)) for _ in range(2))
+    going, gone = np.arange(count), np.zeros(count)
+    for _ in range(MAX_PANES + 1):
+        start = origin + ahead[going] * gone[going, None]
+        hits = world.caster.cast(start, ahead[going])
+        met = np.flatnonzero((hits.face >= 0) & (gone[going] + hits.distance < MAX_RANGE))
+        going, face = going[met], hits.face[met]
+        distance, normal = gone[going] + hits.distance[met], hits.flat[met]
+        cosine = np.abs((ahead[going] * normal).sum(1)) / np.maximum(np.linalg.norm(normal, axis=1), 1e-9)
+        material = world.mesh.materials[face]
+        strength = REFLECTIVITY[material] * (0.25 + 0.75 * cosine) * (0.35 + world.mesh.colors[face].mean(1))
+        is_glass = material == Material.GLASS
+        glints = is_glass & (rng.random(len(going)) < PANE_RETURN * cosine) & keep_panes
+        for echo, chosen in ((solid, ~is_glass), (pane, glints & np.isnan(pane.distance[going]))):
+            where = going[chosen]
+            echo.distance[where], echo.face[where], echo.strength[where] = (
+                distance[chosen],
+                face[chosen],
+                strength[chosen],
+            )
+        gone[going] = distance + STEP_PAST
+        going = going[is_glass]
+        if not len(going):
+            break
+    return solid, pane
+
+
+def _two_returns(middle: tuple[_Echoes, _Echoes], edge: tuple[_Echoes, _Echoes]) -> tuple[_Echoes, _Echoes]:
+    """Return first and second return of each beam: the pane if one glinted, what is behind, what the edge met."""
+    solid, pane = middle
+    beside = edge[0]
+    candidates = [
+        np.stack([getattr(echo, name) for echo in (pane, solid, beside)]) for name in ("distance", "face", "strength")
+    ]
+    distance, face, strength = candidates
+    strength[2] *= 0.5
+    order = np.argsort(distance, axis=0, kind="stable")
+    distance, face, strength = (np.take_along_axis(array, order, 0) for array in (distance, face, strength))
+    # A beam whose middle hits near and whose edge hits nearer still returns the middle first.
+    near = np.flatnonzero(~(distance[1] - distance[0] > RETURN_GAP))
+    keep_middle = near[~np.isnan(solid.distance[near]) & np.isnan(pane.distance[near])]
+    for array, own in ((distance, solid.distance), (face, solid.face), (strength, solid.strength)):
+        array[0, keep_middle] = own[keep_middle]
+    far = np.where(distance[1] - distance[0] > RETURN_GAP, 1, 2)
+    pick = np.arange(distance.shape[1])
+    second = _Echoes(distance[far, pick].copy(), face[far, pick], strength[far, pick])
+    second.distance[~(second.distance - distance[0] > RETURN_GAP)] = np.nan
+    return _Echoes(distance[0], face[0], strength[0]), second
+
+
+def _sift(
+    echo: _Echoes, pixels: Array, index: int, rng: np.random.Generator
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Add noise, drop weak returns; return pixel, face, distance, strength, return index of those that remain."""
+    heard = np.flatnonzero(~np.isnan(echo.distance))
+    distance, strength = echo.distance[heard], echo.strength[heard]
+    faded = strength / (1 + (distance / 45.0) ** 2)
+    drop = FAINT_DROP + 0.5 * np.exp2(-((faded / (FAINT * 0.35)) ** 2))
+    kept = rng.random(len(heard)) > drop
+    heard, distance, strength = heard[kept], distance[kept], strength[kept]
+    strength = strength * rng.uniform(0.85, 1.15, len(heard))
+    noisy = distance + rng.normal(0, RANGE_NOISE, len(heard))
+    return pixels[heard], echo.face[heard], noisy, strength, np.full(len(heard), index, np.int8)
+
+
+def pixel_map(xyz: Tensor, cameras: tuple[CameraModel, ...]) -> PixelMap:
+    """Return the pixels each point falls on in the first two cameras whose image it lies in, hidden or not.
+
+    Args:
+        xyz: (N, 3) float32, metres, vehicle frame.
+        cameras: the rig.
+    """
+    uv = torch.zeros(len(xyz), SLOTS, 2)
+    index = torch.full((len(xyz), SLOTS), -1, dtype=torch.int8)
+    used = torch.zeros(len(xyz), dtype=torch.int64)
+    for number, camera in enumerate(cameras):
+        pixel_uv, _, visible = camera.project(xyz)
+        chosen = (visible & (used < SLOTS)).nonzero()[:, 0]
+        slot = used[chosen]
+        uv[chosen, slot], index[chosen, slot] = pixel_uv[chosen], number
+        used[chosen] += 1
+    return PixelMap(uv, index)
