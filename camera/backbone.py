@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from mwsis.core.errors import ConfigError, closest_name
 
-__all__ = ["FeaturePyramid", "ImageBackbone", "norm_groups"]
+__all__ = ["FeaturePyramid", "ImageBackbone"]
 
 BACKBONE_STRIDES = (8, 16, 32)
 PIXEL_STYLES = {
@@ -28,11 +28,6 @@ PIXEL_STYLES = {
 BACKBONE_GROUPS = 8
 """Divides the channel counts of every ResNet and RegNet of timm."""
 NORMS = ("batch", "frozen", "group")
-
-
-def norm_groups(channels: int) -> int:
-    """Return how many groups a group normalisation of ``channels`` gets: 32, or 16 below 128 channels."""
-    return 32 if channels >= 128 else 16
 
 
 def _create(name: str, pretrained: bool, norm: str) -> Any:

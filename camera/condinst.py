@@ -7,12 +7,13 @@ are in `terms.py`.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from camera.backbone import norm_groups
-from camera.fcos import Cells, Locations
+from camera.fcos import Cells, Locations, norm_groups
 from mwsis.core.instances import MaskSet
 
 __all__ = ["Controller", "DynamicMaskHead", "MaskBranch", "aligned_bilinear", "num_dynamic_params", "paste_masks"]
@@ -24,9 +25,15 @@ MASK_STRIDE = 4
 MASK_THRESHOLD = 0.5
 
 
+def _layer_sizes(mask_channels: int) -> list[tuple[int, int]]:
+    """Return (numbers, inputs per unit) of the parts of a mask network: weights and biases of three layers."""
+    wide = mask_channels + 2
+    return [(HIDDEN * wide, wide), (HIDDEN, 0), (HIDDEN * HIDDEN, HIDDEN), (HIDDEN, 0), (HIDDEN, HIDDEN), (1, 0)]
+
+
 def num_dynamic_params(mask_channels: int) -> int:
     """Return how many numbers a location predicts for its mask network: 169 for 8 mask channels, 233 for 16."""
-    return (mask_channels + 2) * HIDDEN + HIDDEN + HIDDEN * HIDDEN + HIDDEN + HIDDEN + 1
+    return sum(size for size, _ in _layer_sizes(mask_channels))
 
 
 def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
@@ -93,14 +100,26 @@ class Controller(nn.Module):
 
     Args:
         channels: depth of the box tower.
-        num_params: how many numbers each location predicts.
+        mask_channels: depth of the mask features.
+        random_start: let every object start from one random mask network instead of from none. With the published zero
+            bias the three layers start near zero, where only the last bias has a gradient, and masks that fill the
+            image are often never left; pretrained weights and thousands of steps get over it, short training does not.
+
+    Source: CondInst, section 3; N(0, 0.01) weights and zero bias there, ``random_start`` is *generalised* (bias drawn
+    as the weights of a ReLU network, He et al. 2015).
     """
 
-    def __init__(self, channels: int, num_params: int) -> None:
+    def __init__(self, channels: int, mask_channels: int, *, random_start: bool = True) -> None:
         super().__init__()
+        num_params = num_dynamic_params(mask_channels)
         self.weight = nn.Parameter(torch.empty(num_params, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(num_params))
         nn.init.normal_(self.weight, std=0.01)
+        if random_start:
+            gain = [math.sqrt(2 / inputs) if inputs else 0.0 for _, inputs in _layer_sizes(mask_channels)]
+            gain[4] = math.sqrt(1 / HIDDEN)  # no ReLU follows the output layer
+            parts = [factor * torch.randn(size) for factor, (size, _) in zip(gain, _layer_sizes(mask_channels))]
+            self.bias.data.copy_(torch.cat(parts))
 
     def forward(self, tower_feats: Tensor, locations: Locations, cells: Cells) -> Tensor:
         """Return (K, num_params).
@@ -145,7 +164,7 @@ class DynamicMaskHead(nn.Module):
             cells: K picked locations, ascending image index.
         """
         num_samples, (height, width) = len(cells), mask_feats.shape[-2:]
-        sizes = [HIDDEN * (self.mask_channels + 2), HIDDEN, HIDDEN * HIDDEN, HIDDEN, HIDDEN, 1]
+        sizes = [size for size, _ in _layer_sizes(self.mask_channels)]
         first, first_bias, second, second_bias, last, last_bias = torch.split(params, sizes, 1)
         first = first.reshape(num_samples, HIDDEN, self.mask_channels + 2)
         hidden = self._position(first[..., :2], first_bias, mask_feats, locations, cells)

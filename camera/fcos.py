@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from camera.backbone import norm_groups
 from mwsis.core.instances import Boxes2D
 from mwsis.core.losses import sigmoid_focal
 
@@ -29,14 +28,21 @@ __all__ = [
     "detection_losses",
     "ltrb_to_boxes",
     "mean_over_ranks",
+    "norm_groups",
     "pyramid_locations",
     "rank_within",
+    "target_ltrb",
 ]
 
 PUBLISHED_SIZE_RANGES = (64.0, 128.0, 256.0, 512.0, math.inf)
 """Largest distance to a box side, pixels, that each pyramid level regresses (FCOS)."""
 CENTRE_RADIUS = 1.5
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+
+
+def norm_groups(channels: int) -> int:
+    """Return how many groups a group normalisation of ``channels`` gets: 32, or 16 below 128 channels."""
+    return 32 if channels >= 128 else 16
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from camera.backbone import FeaturePyramid, ImageBackbone
-from camera.condinst import Controller, DynamicMaskHead, MaskBranch, num_dynamic_params, paste_masks
+from camera.condinst import Controller, DynamicMaskHead, MaskBranch, paste_masks
 from camera.fcos import (
     PUBLISHED_SIZE_RANGES,
     Cells,
@@ -221,6 +221,7 @@ def build_condinst(
     size_ranges: Sequence[float] = PUBLISHED_SIZE_RANGES,
     prior: float = 0.01,
     box_bias: float = 0.0,
+    random_mask_start: bool = True,
     **prediction: Any,
 ) -> CondInst:
     """Return a segmentor built from plain settings.
@@ -240,7 +241,8 @@ def build_condinst(
         mask_channels: depth of the shared mask features (published: 16 for box supervision).
         size_ranges: largest distance to a box side per level, pixels; scale it with the image size.
         prior: score every class starts with.
-        box_bias: initial distance to each side in strides.
+        box_bias: initial distance to each side in strides (published: 0; 2 for short training from scratch).
+        random_mask_start: every object starts from one random mask network, see `camera.condinst.Controller`.
         **prediction: ``score_threshold``, ``nms_iou``, ``candidates_per_level``, ``max_per_image``.
 
     Raises:
@@ -266,7 +268,7 @@ def build_condinst(
             out_channels=mask_channels,
             norm=branch_norm,
         ),
-        controller=Controller(channels, num_dynamic_params(mask_channels)),
+        controller=Controller(channels, mask_channels, random_start=random_mask_start),
         mask_head=DynamicMaskHead(mask_channels, _position_scale(size_ranges)),
         size_ranges=size_ranges,
         **prediction,

@@ -7,6 +7,7 @@ scoring lives in `mwsis.evaluation.coco_masks`. Next: `frame.py`, which uses the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class MaskSet:
     def crop(self, index: int) -> Tensor:
         """Return mask ``index`` inside its crop box, (h, w) bool."""
         x1, y1, x2, y2 = self.crop_boxes[index].tolist()
-        start = int(self._offsets()[index])
+        start = int(self._offsets[index])
         return self.bits[start : start + (y2 - y1) * (x2 - x1)].reshape(y2 - y1, x2 - x1)
 
     def dense(self, index: int) -> Tensor:
@@ -104,7 +105,7 @@ class MaskSet:
     def areas(self) -> Tensor:
         """Return the number of set pixels of each mask, (G,) int64."""
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.bits.long().cumsum(0)])
-        offsets = self._offsets()
+        offsets = self._offsets
         return ends[offsets[1:]] - ends[offsets[:-1]]
 
     def __getitem__(self, keep: Tensor) -> MaskSet:
@@ -113,6 +114,7 @@ class MaskSet:
         bits = torch.cat(crops) if crops else torch.zeros(0, dtype=torch.bool)
         return MaskSet(self.height, self.width, self.crop_boxes[indices], bits)
 
+    @cached_property
     def _offsets(self) -> Tensor:
         sizes = self.crop_boxes[:, 2:] - self.crop_boxes[:, :2]
         return torch.cat([torch.zeros(1, dtype=torch.int64), sizes.prod(1).cumsum(0)])

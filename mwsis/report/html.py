@@ -282,14 +282,14 @@ def _birds_eye(gallery: FrameGallery, where: str) -> str:
         _figure(
             gallery.gt_birds_eye,
             f"{name}: ground truth",
-            f"{chip('gt_ instances', 'gt')} For comparison and scoring; never trained on.",
+            f"{chip('gt_ instances', 'gt')} For scoring only; never trained on. White: 3D boxes.",
             "This data set has no ground-truth point labels.",
             exact=True,
         ),
         _figure(
             gallery.pseudo_birds_eye,
             f"{name}: pseudo labels",
-            f"{chip('pseudo_ instances', 'pseudo')} Made from the 2D boxes; what training learns from.",
+            f"{chip('pseudo_ instances', 'pseudo')} Made from the 2D boxes; the kind of label training learns from.",
             "No pseudo labels in this run.",
             exact=True,
         ),
@@ -310,8 +310,9 @@ def _figure(picture: Tensor | None, alternative: str, caption: str, missing: str
     if picture is None:
         return f'<figure><div class="nothing">{text(missing)}</div></figure>' if missing else ""
     height, width = picture.shape[1:]
+    source = _picture_uri(picture, exact)
     return (
-        f'<figure><img src="{_picture_uri(picture, exact)}" width="{width}" height="{height}" alt="{text(alternative)}">'
+        f'<figure><img src="{source}" width="{width}" height="{height}" alt="{text(alternative)}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

@@ -77,6 +77,10 @@ SHADES = (0.0, 0.45, -0.4)
 """Insides of neighbours in a list of masks: the class colour, mixed with white, mixed with black."""
 RING_LABEL = 0.67
 """Where a distance ring carries its number: this share of its radius to the right, off the road."""
+SQUARE = ((0, 0), (0, 1), (1, 0), (1, 1))
+DISC = tuple((down, across) for down in range(-1, 2) for across in range(-1, 2))
+LARGE_DISC = tuple((down, across) for down in range(-2, 3) for across in range(-2, 3) if down**2 + across**2 < 5.5)
+"""Shapes that points are painted with, as (rows down, columns right)."""
 NARROWEST = 0.55
 """A bird's-eye view is at least this many times as wide as it is long."""
 NAMED_SIZE = 2.6
@@ -277,8 +281,8 @@ class _Canvas:
             strong = (values >= 0).cpu().numpy()
         uv = np.floor(pixel_uv.cpu().numpy() * self.scale).astype(np.int64)
         pixels, order_np = np.array(self.picture), order.cpu().numpy()
-        for chosen, radius in ((order_np[~strong[order_np]], 1), (order_np[strong[order_np]], 2)):
-            _stamp(pixels, uv[chosen, 1], uv[chosen, 0], colours[chosen], radius)
+        for chosen, shape in ((order_np[~strong[order_np]], SQUARE), (order_np[strong[order_np]], LARGE_DISC)):
+            _stamp(pixels, uv[chosen, 1], uv[chosen, 0], colours[chosen], shape)
         self._replace(pixels)
 
     def box(self, box: Sequence[float], colour: Colour, thickness: int) -> None:
@@ -432,16 +436,18 @@ class _GroundView:
         rows, cols = rows.clip(0, self.rows - 1), cols.clip(0, self.cols - 1)
         objects = (ids >= 0).numpy()
         loose = ~objects
-        hits = np.bincount(rows[loose] * self.cols + cols[loose], minlength=self.rows * self.cols)
-        light = (0.5 + 0.5 * (1 - np.exp(-hits / 3.0))).reshape(self.rows, self.cols, 1)
-        hit = hits.reshape(self.rows, self.cols) > 0
-        pixels[hit] = (light * np.array(BACKGROUND_COLOUR))[hit].astype(np.uint8)
+        half = ((self.rows + 1) // 2, (self.cols + 1) // 2)
+        hits = np.bincount((rows[loose] // 2) * half[1] + cols[loose] // 2, minlength=half[0] * half[1])
+        hits = hits.reshape(half).repeat(2, 0).repeat(2, 1)[: self.rows, : self.cols]
+        light = 0.5 + 0.5 * (1 - np.exp(-hits[hits > 0, None] / 3.0))
+        pixels[hits > 0] = (light * np.array(BACKGROUND_COLOUR)).astype(np.uint8)
         ignored = loose & (classes == IGNORE).numpy()
-        pixels[rows[ignored], cols[ignored]] = IGNORE_COLOUR
+        _stamp(pixels, rows[ignored], cols[ignored], np.full((len(rows), 3), IGNORE_COLOUR, np.uint8)[ignored], SQUARE)
         stuff = loose & (classes >= 0).numpy()
-        class_table = np.array([class_colour(label) for label in range(len(CLASS_COLOURS))], dtype=np.uint8)
-        pixels[rows[stuff], cols[stuff]] = class_table[classes.numpy()[stuff] % len(CLASS_COLOURS)]
-        _stamp(pixels, rows[objects], cols[objects], instance_colours(ids[objects]), 1)
+        class_table = np.array(CLASS_COLOURS, dtype=np.uint8)
+        stuff_colours = class_table[classes.numpy()[stuff] % len(CLASS_COLOURS)]
+        _stamp(pixels, rows[stuff], cols[stuff], stuff_colours, SQUARE)
+        _stamp(pixels, rows[objects], cols[objects], instance_colours(ids[objects]), DISC)
 
     def outlines(self, picture: Image.Image, boxes3d: Tensor) -> None:
         """Outline boxes in white, with a line from the centre to the front."""
@@ -462,7 +468,8 @@ class _GroundView:
         self, picture: Image.Image, xyz: Tensor, ids: Tensor, classes: Tensor, class_names: Sequence[str]
     ) -> int:
         """Write the first letter of its class beside each instance, where there is room; return how many there are."""
-        draw, font, taken = ImageDraw.Draw(picture), _font(self.font_size), []
+        draw, font = ImageDraw.Draw(picture), _font(self.font_size)
+        taken: list[tuple[float, float, float, float]] = []
         member = ids >= 0
         present, position, sizes = np.unique(ids[member].numpy(), return_inverse=True, return_counts=True)
         points, labels = xyz[member].double().numpy(), classes[member].numpy()
@@ -480,15 +487,14 @@ class _GroundView:
         return len(present)
 
 
-def _stamp(pixels: Pixels, rows: NDArray[np.int64], cols: NDArray[np.int64], colours: Pixels, radius: int) -> None:
-    """Paint discs in place, the later over the earlier; what leaves the picture is cut off."""
-    for down in range(-radius, radius + 1):
-        for across in range(-radius, radius + 1):
-            if down * down + across * across > radius * radius + 0.5:
-                continue
-            row, col = rows + down, cols + across
-            kept = (row >= 0) & (row < pixels.shape[0]) & (col >= 0) & (col < pixels.shape[1])
-            pixels[row[kept], col[kept]] = colours[kept]
+def _stamp(
+    pixels: Pixels, rows: NDArray[np.int64], cols: NDArray[np.int64], colours: Pixels, shape: Sequence[tuple[int, int]]
+) -> None:
+    """Paint a small shape at every point, in place, the later over the earlier; what leaves the picture is cut off."""
+    for down, across in shape:
+        row, col = rows + down, cols + across
+        kept = (row >= 0) & (row < pixels.shape[0]) & (col >= 0) & (col < pixels.shape[1])
+        pixels[row[kept], col[kept]] = colours[kept]
 
 
 def _shrink(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

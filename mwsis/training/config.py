@@ -36,6 +36,8 @@ class DataConfig:
     root: str | None = None
     # frame stores and label caches are kept here
     cache: str = MISSING
+    # processes that read the data set into the cache
+    cache_workers: int = 1
     train_split: str = "train"
     val_split: str = "val"
     # x0 y0 z0 x1 y1 z1, metres, vehicle frame: points outside never enter the network

@@ -129,7 +129,9 @@ def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared
     home = Path(run.data.cache) / f"{run.data.name}-{source.fingerprint()[:12]}"
     splits = []
     for split in (run.data.train_split, run.data.val_split):
-        frames = build_store(source, split, home / split, partial(on_progress, f"{split} frames"), workers=2)
+        frames = build_store(
+            source, split, home / split, partial(on_progress, f"{split} frames"), workers=run.data.cache_workers
+        )
         splits.append(
             Split(frames, label_split(run, frames, home / f"{split}-labels", partial(on_progress, f"{split} labels")))
         )

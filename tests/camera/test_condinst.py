@@ -41,14 +41,23 @@ def picked_cells():
 def test_controller_equals_a_dense_convolution():
     locations = pyramid_locations(SHAPES, STRIDES, torch.device("cpu"))
     maps = [torch.randn(3, 6, *shape) for shape in SHAPES]
-    controller = Controller(6, 11)
+    controller = Controller(6, 8)
     torch.nn.init.normal_(controller.weight)
-    torch.nn.init.normal_(controller.bias)
     dense = [functional.conv2d(one, controller.weight, controller.bias, padding=1).flatten(2) for one in maps]
     tower = torch.cat([one.flatten(2) for one in maps], 2).transpose(1, 2)
     cells = picked_cells()
     expected = torch.cat(dense, 2).transpose(1, 2)[cells.image_index, cells.location_index]
     torch.testing.assert_close(controller(tower, locations, cells), expected)
+
+
+def test_random_start_is_one_network_for_all_objects_and_can_be_switched_off():
+    torch.manual_seed(0)
+    assert not Controller(6, 16, random_start=False).bias.any()
+    bias = Controller(6, 16).bias.detach()
+    weights, biases = bias[:144], bias[144:152]
+    assert weights.std().item() == pytest.approx((2 / 18) ** 0.5, rel=0.2)
+    assert not biases.any()
+    assert bias[-1] == 0
 
 
 def test_dynamic_head_equals_one_network_per_object():

@@ -52,17 +52,18 @@ def all_losses(model, images):
 
 def test_learns_squares_and_predicts_them_on_the_recorded_image():
     model = small_model(box_bias=2.0).train()
-    optimiser = torch.optim.AdamW(model.parameters(), 2e-3)
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
     images = scenes()
-    for _ in range(25):
-        loss = sum(all_losses(model, images).values())
+    for step in range(25):
+        losses = all_losses(model, images)
+        loss = sum(losses.values()) - losses["pairwise"] * (step < 12)  # boxes first, look-alikes later
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
     for found, labels in zip(model.eval().predict(images), images.labels, strict=True):
         assert len(found) >= 2
-        assert found.scores.diff().max() <= 0
+        assert (found.scores.diff() <= 0).all()
         assert (found.masks.height, found.masks.width) == (128, 192)
         for label in (0, 1):
             best = int((found.labels == label).nonzero()[0])

@@ -38,8 +38,12 @@ def test_train_leaves_everything_it_promises(tiny_run):
         assert (tiny_run / name).stat().st_size > 0
     metrics = json.loads((tiny_run / "metrics.json").read_text())
     for model in ("teacher", "student"):
-        assert {"mask_ap", "mask_ap50", "mask_ap75", "matched_mask_iou", "matched_box_iou"} <= metrics["camera"][model].keys()
-        assert {"instance_ap", "instance_ap50", "instance_ap25", "miou", "iou/Vehicle"} <= metrics["lidar"][model].keys()
+        assert {"mask_ap", "mask_ap50", "mask_ap75", "matched_mask_iou", "matched_box_iou"} <= metrics["camera"][
+            model
+        ].keys()
+        assert {"instance_ap", "instance_ap50", "instance_ap25", "miou", "iou/Vehicle"} <= metrics["lidar"][
+            model
+        ].keys()
     assert {"labels", "data", "seed", "steps", "wall_s"} <= metrics.keys()
     assert metrics["steps"] == 12
     page = (tiny_run / "report.html").read_text()
@@ -69,7 +73,9 @@ def test_export_and_a_checkpoint_of_another_architecture(tiny_run, tmp_path):
     state = torch.load(checkpoint, weights_only=True)
     state["config"] = state["config"].replace("hidden: 16", "hidden: 24")
     torch.save(state, tmp_path / "other.ckpt")
-    assert_one_sentence(command("export", f"ckpt={tmp_path / 'other.ckpt'}", "to=openpcdet", f"out={tmp_path}"), "other.ckpt")
+    assert_one_sentence(
+        command("export", f"ckpt={tmp_path / 'other.ckpt'}", "to=openpcdet", f"out={tmp_path}"), "other.ckpt"
+    )
 
 
 @pytest.mark.slow
@@ -112,7 +118,9 @@ def test_missing_folder():
 
 def test_not_a_checkpoint(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
-    assert_one_sentence(command("export", f"ckpt={tmp_path / 'last.ckpt'}", "to=openpcdet", f"out={tmp_path}"), "last.ckpt")
+    assert_one_sentence(
+        command("export", f"ckpt={tmp_path / 'last.ckpt'}", "to=openpcdet", f"out={tmp_path}"), "last.ckpt"
+    )
 
 
 @pytest.mark.parametrize("tool", ["train", "evaluate", "label", "export"])

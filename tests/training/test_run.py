@@ -85,7 +85,9 @@ def test_a_kill_between_checkpoints_changes_nothing(tmp_path, compose_tiny, prep
     assert read_run_checkpoint(RunFolder(tmp_path / "killed").checkpoint)["global_step"] == 5
     killed = run_to_end(run, prepared, tmp_path / "killed")
     assert_same({"model": whole["model"]}, {"model": killed["model"]})
-    assert (tmp_path / "whole" / "vote_history.u16").read_bytes() == (tmp_path / "killed" / "vote_history.u16").read_bytes()
+    assert (tmp_path / "whole" / "vote_history.u16").read_bytes() == (
+        tmp_path / "killed" / "vote_history.u16"
+    ).read_bytes()
 
 
 class Poisoned:

@@ -17,7 +17,7 @@ from mwsis.data.street.shapes import Array, Mesh, merge
 
 __all__ = ["Entities", "Scene", "Weather", "World", "make_scene"]
 
-SIGHT, VEHICLE_SIGHT, PERSON_SIGHT = (70.0, 85.0), (45.0, 70.0), (16.0, 38.0)
+SIGHT, VEHICLE_SIGHT, PERSON_SIGHT = (70.0, 85.0), (45.0, 70.0), (16.0, 34.0)
 """How far behind and ahead of the recording car props, vehicles and people are kept, metres (the LiDAR sees 75)."""
 FRAME_SECONDS = 1.0
 

@@ -1,4 +1,8 @@
-"""The sky seen along a direction: gradient, sun, clouds, a skyline far away. It lights everything else."""
+"""The sky seen along a direction: gradient, sun, clouds, a skyline far away; and the light it throws on surfaces.
+
+Sunlight and shadows are worked out in `render.py`, which also mirrors this sky in paint and glass. What weather there
+is belongs to the segment (`scene.Weather`).
+"""
 
 from __future__ import annotations
 
