@@ -55,9 +55,11 @@ def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metric
     models = dict(zip(("teacher", "student"), load_run(state, run, len(state["class_names"]), what), strict=True))
     lidar = models[weights].lidar
     assert lidar is not None
+    x, y, z = run.lidar.voxel_size
+    x0, y0, z0, x1, y1, z1 = run.data.point_cloud_range
     facts = ExportFacts(
-        voxel_size=tuple(run.lidar.voxel_size),
-        point_cloud_range=tuple(run.data.point_cloud_range),
+        voxel_size=(x, y, z),
+        point_cloud_range=(x0, y0, z0, x1, y1, z1),
         class_names=tuple(state["class_names"]),
         weights_of=weights,
         step=state["global_step"],

@@ -54,7 +54,7 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
     from mwsis.report.html import provenance, write_report
     from mwsis.training.callbacks import read_losses
     from mwsis.training.checkpoint import read_run_checkpoint
-    from mwsis.training.evaluate import evaluate_run
+    from mwsis.training.evaluate import evaluate_run, trained_from
     from tools.export import export_run
 
     state = read_run_checkpoint(folder.checkpoint)
@@ -63,7 +63,11 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
         scores = (metrics["lidar"] or {}).get("teacher") or {}
         export_run(state, str(folder.checkpoint), folder.export, "teacher", scores)
     names, bounds = prepared.source.class_names, run.data.point_cloud_range
-    galleries = [draw_frame(found, bounds, names, run.data.val_split) for found in shown[: run.trainer.report_frames]]
+    network = "teacher" if run.method.ema else "student"
+    galleries = [
+        draw_frame(found, bounds, names, split=run.data.val_split, predicted_by=network)
+        for found in shown[: run.trainer.report_frames]
+    ]
     metrics["wall_s"] = round(time.monotonic() - began, 1)
     write_json(folder.metrics, metrics)
     report = Report(
@@ -75,6 +79,8 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
         config_yaml=state["config"],
         class_names=names,
         branches=tuple(run.method.branches),
+        has_teacher=run.method.ema,
+        trained_from={branch: trained_from(run, branch) for branch in run.method.branches},
     )
     write_report(report, folder.report)
     print_scores(metrics)

@@ -14,7 +14,17 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SERIES_COLOURS", "Row", "grouped_bars", "line_chart", "loss_series", "nice_ticks", "number", "smooth"]
+__all__ = [
+    "SERIES_COLOURS",
+    "Row",
+    "grouped_bars",
+    "line_chart",
+    "loss_series",
+    "nice_ticks",
+    "number",
+    "series_colour",
+    "smooth",
+]
 
 Row = Mapping[str, object]
 """One row of a CSV file or table: column name to number, text or nothing."""

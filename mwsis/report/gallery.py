@@ -23,19 +23,25 @@ __all__ = ["draw_frame"]
 
 
 def draw_frame(
-    prediction: FramePrediction, point_cloud_range: Sequence[float], class_names: Sequence[str], split: str
+    prediction: FramePrediction,
+    point_cloud_range: Sequence[float],
+    class_names: Sequence[str],
+    *,
+    split: str,
+    predicted_by: str,
 ) -> FrameGallery:
     """Return the pictures of a frame.
 
     Args:
-        prediction: what the teacher found, with the frame and the labels made from its boxes.
+        prediction: what the network found, with the frame and the labels made from its boxes.
         point_cloud_range: x0 y0 z0 x1 y1 z1, metres, vehicle frame; what is drawn from above.
         class_names: names by class index.
         split: part of the data set the frame is from.
+        predicted_by: the network, ``teacher`` or ``student``.
     """
     cameras = tuple(_camera(prediction, index, class_names) for index in range(len(prediction.frame.cameras)))
     views = _birds_eye_views(prediction, point_cloud_range, class_names)
-    return FrameGallery(prediction.frame.frame_id, cameras, *views, split=split)
+    return FrameGallery(prediction.frame.frame_id, cameras, *views, split=split, predicted_by=predicted_by)
 
 
 def _camera(prediction: FramePrediction, index: int, class_names: Sequence[str]) -> CameraRow:
@@ -55,6 +61,7 @@ def _camera(prediction: FramePrediction, index: int, class_names: Sequence[str])
         points=draw_image(
             image,
             class_names=class_names,
+            boxes=view.labels,
             pixel_uv=pixels.pixel_uv[point, slot],
             point_values=prediction.pseudo.semantic_labels[point],
         ),

@@ -17,7 +17,7 @@ from mwsis.training.config import RunConfig
 from mwsis.training.inference import predict
 from mwsis.training.run import Prepared, load_run
 
-__all__ = ["LABEL_METHODS", "evaluate_run", "label_quality"]
+__all__ = ["LABEL_METHODS", "evaluate_run", "label_quality", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
 LABEL_METHODS = {
@@ -55,7 +55,7 @@ def evaluate_run(
         branch: {title: scores[title][branch] for title in scores} for branch in run.method.branches
     }
     rows = label_quality(prepared.train.frames, prepared.train.labels, names, tuple(run.data.radii))
-    metrics["labels"] = {"split": run.data.train_split, "rows": rows, "trained_on": trained_on(run)}
+    metrics["labels"] = {"split": run.data.train_split, "rows": rows, "trained_on": trained_from(run, "lidar")}
     metrics["data"] = {
         "name": run.data.name,
         "fingerprint": prepared.source.fingerprint(),
@@ -67,13 +67,16 @@ def evaluate_run(
     return metrics, predictions["teacher"]
 
 
-def trained_on(run: RunConfig) -> str:
-    """Say in words what the networks were trained from."""
-    if not run.method.spg:
-        points = "pseudo_ labels: every point inside a 2D box"
-    else:
-        points = "pseudo_ labels: spatial labels (SPG) from 2D boxes" + ("" if run.method.spg_rings else ", no rings")
-    return points + (", corrected by the teacher's votes (PVC)" if run.method.pvc else "")
+def trained_from(run: RunConfig, branch: str) -> str:
+    """Say in words what the networks of a branch were trained from."""
+    method = run.method
+    if branch == "camera":
+        said = ["2D boxes"] + ["pseudo_ masks of its teacher (IPG)"] * method.ipg
+        return ", ".join(said + ["the LiDAR teacher's points (CSCS)"] * method.cscs.lidar_to_camera)
+    labels = "spatial labels (SPG)" if method.spg_rings else "clusters"
+    said = [f"pseudo_ {labels if method.spg else 'labels: every point inside a 2D box'} from 2D boxes"]
+    said += ["its teacher's votes (PVC)"] * method.pvc
+    return ", ".join(said + ["the camera teacher's masks (CSCS)"] * method.cscs.camera_to_lidar)
 
 
 def label_quality(

@@ -54,9 +54,9 @@ def test_learns_squares_and_predicts_them_on_the_recorded_image():
     model = small_model(box_bias=2.0).train()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
     images = scenes()
-    for step in range(25):
+    for step in range(20):
         losses = all_losses(model, images)
-        loss = sum(losses.values()) - losses["pairwise"] * (step < 12)  # boxes first, look-alikes later
+        loss = sum(losses.values()) - losses["pairwise"] * (step < 10)  # boxes first, look-alikes later
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)

@@ -8,7 +8,6 @@ import torch
 
 from mwsis.data.street.actors import Path
 from mwsis.data.street.layout import plan_actors
-from mwsis.data.street.lidar import scan
 from mwsis.data.street.materials import GLOSS, REFLECTIVITY, Material
 from mwsis.data.street.people import cyclist_mesh, pedestrian_mesh, random_look
 from mwsis.data.street.rays import RayCaster
@@ -16,6 +15,7 @@ from mwsis.data.street.render import CameraRays, render
 from mwsis.data.street.rig import LidarRig, camera_rig
 from mwsis.data.street.scene import make_scene
 from mwsis.data.street.shapes import Limb, blob, box, limbs, merge
+from mwsis.data.street.sweep import scan
 from mwsis.data.street.vehicles import VEHICLES, vehicle_mesh
 from tests.reference.raycast import first_hits
 

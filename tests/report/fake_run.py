@@ -107,7 +107,8 @@ def fake_gallery(seed: int, mask_truth: bool = True) -> FrameGallery:
 
 def fake_report(num_frames: int = 1, mask_truth: bool = True) -> Report:
     teacher = {
-        "mask_ap": 0.3127, "mask_ap50": 0.5512, "mask_ap75": 0.3019, "matched_mask_iou": 0.7243, "matched_box_iou": 0.6128,
+        "mask_ap": 0.3127, "mask_ap50": 0.5512, "mask_ap75": 0.3019,
+        "matched_mask_iou": 0.7243, "matched_box_iou": 0.6128,
         "num_images": 24, "num_objects": 1148, "num_matched": 903,
         "mask_ap/Vehicle": 0.4821, "mask_ap/Pedestrian": 0.2411, "mask_ap/Cyclist": float("nan"),
     }  # fmt: skip
@@ -131,7 +132,7 @@ def fake_report(num_frames: int = 1, mask_truth: bool = True) -> Report:
         metrics={
             "camera": {"teacher": teacher, "student": student} if mask_truth else {"teacher": None, "student": None},
             "lidar": {"teacher": lidar, "student": {key: value * 0.96 for key, value in lidar.items()}},
-            "labels": {"split": "train", "rows": rows, "trained_on": "pseudo_ labels: spatial labels (SPG) from 2D boxes"},
+            "labels": {"split": "train", "rows": rows, "trained_on": "pseudo_ labels: spatial labels (SPG)"},
             "data": {"name": "street", "fingerprint": "5f1c0ffee2aa", "train_frames": 48, "val_frames": 8},
             "method": "mwsis", "labels_used": "2D boxes only", "seed": 7, "steps": 1200, "wall_s": 287.4,
         },

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from mwsis.training.commands import run_command
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -68,8 +76,6 @@ def test_export_and_a_checkpoint_of_another_architecture(tiny_run, tmp_path):
     again = (tmp_path / "backbone.safetensors").read_bytes()
     assert again == (tiny_run / "export" / "backbone.safetensors").read_bytes()
 
-    import torch
-
     state = torch.load(checkpoint, weights_only=True)
     state["config"] = state["config"].replace("hidden: 16", "hidden: 24")
     torch.save(state, tmp_path / "other.ckpt")
@@ -98,33 +104,108 @@ def assert_one_sentence(done, *words):
         assert word in lines[0], lines[0]
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run a command in this process and return its one sentence."""
+
+    def run(tool, *arguments):
+        module = importlib.import_module(f"tools.{tool}")
+        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run_command(module.main, module.__doc__)
+        captured = capsys.readouterr()
+        assert stop.value.code == 2
+        sentence = captured.err.strip().splitlines()[-1]
+        assert sentence.startswith("error: ")
+        return sentence
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("method=mwsi",), ("mwsi", "did you mean 'mwsis'")),
         (("trainer.max_stepz=3",), ("trainer.max_stepz", "did you mean 'trainer.max_steps'")),
         (("trainer.max_steps=many",), ("trainer.max_steps", "many")),
+        (("trainer.max_steps=0",), ("trainer.max_steps", "at least 1")),
         (("data=kitti",), ("data.root",)),
         (("resume=nowhere",), ("nowhere", "config.yaml")),
+        (("method=boxinst", "method.cscs.lidar_to_camera=true"), ("method.cscs.lidar_to_camera", "method.branches")),
+        (("nonsense",), ("nonsense",)),
     ],
 )
-def test_wrong_settings(arguments, words):
-    assert_one_sentence(command("train", *arguments), *words)
+def test_wrong_settings(refused, arguments, words):
+    sentence = refused("train", *arguments)
+    for word in words:
+        assert word in sentence
 
 
-def test_missing_folder():
-    assert_one_sentence(command("label", "data=kitti", "data.root=no/such/folder", "out=x"), "no/such/folder")
+def kitti_folder(root):
+    """A KITTI object folder of three tiny frames."""
+    for name in ("image_2", "velodyne", "calib", "label_2"):
+        (root / "training" / name).mkdir(parents=True)
+    projection = "100 0 50 0 0 100 30 0 0 0 1 0"
+    calibration = [f"P{camera}: {projection}" for camera in range(4)]
+    calibration += ["R0_rect: 1 0 0 0 1 0 0 0 1", "Tr_velo_to_cam: 0 -1 0 0 0 0 -1 0 1 0 0 0"]
+    points = np.random.default_rng(0).uniform((5, -2, -1, 0), (20, 2, 1, 1), (200, 4)).astype(np.float32)
+    for index in range(3):
+        stem = f"{index:06d}"
+        Image.new("RGB", (100, 60), (90, 120, 90)).save(root / "training/image_2" / f"{stem}.png")
+        points.tofile(root / "training/velodyne" / f"{stem}.bin")
+        (root / "training/calib" / f"{stem}.txt").write_text("\n".join(calibration) + "\n")
+        (root / "training/label_2" / f"{stem}.txt").write_text(
+            "Car 0.00 0 0.00 20.00 10.00 60.00 40.00 1.50 1.60 4.00 0.00 1.00 12.00 0.00\n"
+        )
+    return root
 
 
-def test_not_a_checkpoint(tmp_path):
+BREAKS = {
+    "missing folder": (lambda root: shutil.rmtree(root / "training/velodyne"), ("velodyne",)),
+    "truncated sweep": (lambda root: os.truncate(root / "training/velodyne/000001.bin", 1001), ("000001.bin", "1001")),
+    "wrong column": (
+        lambda root: (root / "training/label_2/000001.txt").write_text(
+            "Car 0.00 0 0.00 left 10.00 60.00 40.00 1.50 1.60 4.00 0.00 1.00 12.00 0.00\n"
+        ),
+        ("000001.txt", "line 1", "left"),
+    ),
+    "no image": (lambda root: (root / "training/image_2/000001.png").write_text("text"), ("000001.png", "image")),
+    "no calibration": (
+        lambda root: (root / "training/calib/000001.txt").write_text("P2: 1 2 3\n"),
+        ("000001.txt", "P2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_broken_kitti_folder(refused, tmp_path, case):
+    spoil, words = BREAKS[case]
+    spoil(kitti_folder(tmp_path / "kitti"))
+    out = tmp_path / "out"
+    sentence = refused("label", "data=kitti", f"data.root={tmp_path / 'kitti'}", f"data.cache={tmp_path}", f"out={out}")
+    for word in words:
+        assert word in sentence, sentence
+    assert not out.exists()
+
+
+def test_missing_root(refused):
+    assert "no/such/folder" in refused("label", "data=kitti", "data.root=no/such/folder", "out=x")
+
+
+def test_not_a_checkpoint(refused, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
-    assert_one_sentence(
-        command("export", f"ckpt={tmp_path / 'last.ckpt'}", "to=openpcdet", f"out={tmp_path}"), "last.ckpt"
-    )
+    assert "last.ckpt" in refused("export", f"ckpt={tmp_path / 'last.ckpt'}", "to=openpcdet", f"out={tmp_path}")
+
+
+def test_unknown_export_target(refused, tmp_path):
+    assert "did you mean 'openpcdet'" in refused("export", "ckpt=x", "to=openpcdt", f"out={tmp_path}")
 
 
 @pytest.mark.parametrize("tool", ["train", "evaluate", "label", "export"])
-def test_help_explains(tool):
-    done = command(tool, "--help")
-    assert done.returncode == 0
-    assert f"tools/{tool}.py" in done.stdout
+def test_help_explains(tool, monkeypatch, capsys):
+    module = importlib.import_module(f"tools.{tool}")
+    monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(module.main, module.__doc__)
+    assert stop.value.code == 0
+    assert f"tools/{tool}.py" in capsys.readouterr().out

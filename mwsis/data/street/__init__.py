@@ -1,6 +1,6 @@
 """The embedded street world: a data set made from a seed, with every label the project needs and ground truth for all.
 
-Built from `shapes.py` up: `vehicles.py`, `people.py`, `scenery.py`; placed by `layout.py`; seen by `lidar.py` and
+Built from `shapes.py` up: `vehicles.py`, `people.py`, `scenery.py`; placed by `layout.py`; seen by `sweep.py` and
 `render.py`. Start with `source.py`.
 """
 

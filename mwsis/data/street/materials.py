@@ -1,6 +1,6 @@
 """What surfaces are made of, for the camera (gloss) and for the LiDAR (reflectivity, glass).
 
-Colours belong to faces (`shapes.Mesh.colors`), patterns to `textures.py`. Next: `render.py`, `lidar.py`.
+Colours belong to faces (`shapes.Mesh.colors`), patterns to `textures.py`. Next: `render.py`, `sweep.py`.
 """
 
 from __future__ import annotations

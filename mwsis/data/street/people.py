@@ -7,6 +7,7 @@ Where people go is `layout.py`. Next: `scenery.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -230,7 +231,10 @@ BAR = np.array([0.46, 0, 1.02])
 WHEEL_RADIUS = 0.34
 
 
-def _bicycle(frame: Color, phase: float, sides: int) -> tuple[list[Limb], list[Mesh]]:
+@lru_cache(maxsize=512)
+def _bicycle(frame: Color, sides: int) -> Mesh:
+    """Return a bicycle without a rider; its wheels look the same however far it rolled."""
+
     def tube(start: Array, end: Array, radius: float, color: Color = frame) -> Limb:
         return Limb(start, end, radius, radius, color, Material.METAL)
 
@@ -252,12 +256,12 @@ def _bicycle(frame: Color, phase: float, sides: int) -> tuple[list[Limb], list[M
         rings = np.stack([hub + wheel * WHEEL_RADIUS * scale + [0, y, 0] for y, scale in shape])
         wheels.append(loft(rings, BLACK, Material.RUBBER, caps=False))
         if sides >= 6:
-            wheels.append(_spokes(hub, phase))
-    return rods, wheels
+            wheels.append(_spokes(hub))
+    return merge([limbs(rods, min(sides, 4)), *wheels])
 
 
-def _spokes(hub: Array, phase: float) -> Mesh:
-    turn = phase + np.arange(4) * np.pi / 4
+def _spokes(hub: Array) -> Mesh:
+    turn = 0.3 + np.arange(4) * np.pi / 4
     reach = np.stack([np.cos(turn), np.zeros(4), np.sin(turn)], 1) * WHEEL_RADIUS * 0.92
     thick = np.stack([-np.sin(turn), np.zeros(4), np.cos(turn)], 1) * 0.006
     corners = [[h - r - t, h + r - t, h + r + t, h - r + t] for h, r, t in zip([hub] * 4, reach, thick)]
@@ -276,7 +280,6 @@ def cyclist_mesh(look: Look, phase: float, lean: float, sides: int = 7) -> Mesh:
     Returns:
         About 1,100 faces with seven sides, metres, facing +x, tyres on z = 0.
     """
-    rods, wheels = _bicycle(look.bag_color, phase, sides)
     size = look.height
     hip = SADDLE + np.array([0.0, 0, 0.09])
     back = np.array([0.45 + 0.35 * lean, 0, 1.0])
@@ -297,4 +300,4 @@ def cyclist_mesh(look: Look, phase: float, lean: float, sides: int = 7) -> Mesh:
             elbow,
             elbow + (grip - elbow) * min(1.0, FOREARM * size / float(np.linalg.norm(grip - elbow))),
         )
-    return merge([limbs(parts, sides), limbs(rods, min(sides, 4)), *wheels])
+    return merge([limbs(parts, sides), _bicycle(look.bag_color, sides)])

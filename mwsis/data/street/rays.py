@@ -1,6 +1,6 @@
 """Rays against triangles with Embree: first hits, shadows, and rays that go on through glass.
 
-The same answers as `trimesh.ray`, without its per-mesh bookkeeping. Next: `render.py` and `lidar.py`, which aim them.
+The same answers as `trimesh.ray`, without its per-mesh bookkeeping. Next: `render.py` and `sweep.py`, which aim them.
 """
 
 from __future__ import annotations

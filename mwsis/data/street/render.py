@@ -24,7 +24,7 @@ from mwsis.data.street.textures import Spots, albedo
 __all__ = ["JPEG_QUALITY", "CameraRays", "Picture", "encode_jpeg", "render"]
 
 JPEG_QUALITY = 92
-EDGE_CONTRAST = 0.13
+EDGE_CONTRAST = 0.15
 """Pixels that differ from a neighbour by more than this (display range 0..1) get two more rays."""
 SUBPIXELS = ((-0.30, -0.24), (0.30, 0.24))
 NEAR_SHADE, NEAR_REACH = 0.55, 1.1

@@ -1,6 +1,6 @@
 """Where the sensors sit: one spinning LiDAR on the roof and five cameras around it, laid out as on Waymo's cars.
 
-Scan pattern and lenses only; what they record is `lidar.py` and `render.py`.
+Scan pattern and lenses only; what they record is `sweep.py` and `render.py`.
 """
 
 from __future__ import annotations

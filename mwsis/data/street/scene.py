@@ -1,6 +1,6 @@
 """One segment played: the street, the light, who is where at each frame, and the triangles rays are cast at.
 
-`Scene` is a segment, `World` one moment of it. Nothing here looks through a sensor: `render.py` and `lidar.py` do.
+`Scene` is a segment, `World` one moment of it. Nothing here looks through a sensor: `render.py` and `sweep.py` do.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def hedge(length: float, rng: np.random.Generator) -> Mesh:
     centres = np.stack([(np.arange(count) + 0.5) * length / count, rng.normal(0, 0.08, count), np.full(count, 0.42)], 1)
     radii, green = rng.uniform(0.42, 0.62, count), np.array(_GREENS[int(rng.integers(3))])
     cores = [
-        blob((radius * 0.9,) * 3, centre, green, Material.LEAF, rng, roughness=0.15)
+        blob((radius * 1.35, radius * 0.9, radius * 0.95), centre, green, Material.LEAF, rng, roughness=0.15)
         for radius, centre in zip(radii, centres)
     ]
     return merge([*cores, _leaves(centres, radii, green, rng, 28 * count)])

@@ -1,7 +1,7 @@
 """The embedded street world as a data set: frames made on demand from a seed, nothing to download.
 
 A frame depends on its settings and its name alone, so any frame may be read first. What a street holds is `layout.py`,
-how it is seen `render.py` and `lidar.py`, what is known about it `truth.py`.
+how it is seen `render.py` and `sweep.py`, what is known about it `truth.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import CameraView, Frame, LidarGeometry
 from mwsis.core.geometry import CameraModel
-from mwsis.data.street.lidar import pixel_map, scan
 from mwsis.data.street.render import CameraRays, encode_jpeg, render
 from mwsis.data.street.rig import CAMERA_NAMES, LidarRig, camera_rig
 from mwsis.data.street.scene import Scene, make_scene
+from mwsis.data.street.sweep import pixel_map, scan
 from mwsis.data.street.truth import frame_truth, image_truth
 
 __all__ = ["GENERATOR_VERSION", "StreetSource"]
