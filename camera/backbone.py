@@ -32,6 +32,8 @@ NORMS = ("batch", "frozen", "group")
 
 def _create(name: str, pretrained: bool, norm: str) -> Any:
     options: dict[str, Any] = {"norm_layer": partial(GroupNorm, num_groups=BACKBONE_GROUPS)} if norm == "group" else {}
+    if pretrained and norm == "group":
+        raise ConfigError("camera.norm: pretrained weights expect batch or frozen, got 'group'; use frozen")
     if not timm.is_model(name):
         raise ConfigError(
             f"camera.backbone: expected a timm model, got '{name}'{closest_name(name, timm.list_models())}"

@@ -209,7 +209,7 @@ def build_condinst(
     *,
     backbone: str = "resnet18",
     pretrained: bool = False,
-    norm: str = "batch",
+    norm: str | None = None,
     frozen_stages: int = 0,
     pixel_style: str = "imagenet",
     channels: int = 64,
@@ -220,7 +220,7 @@ def build_condinst(
     mask_channels: int = 16,
     size_ranges: Sequence[float] = PUBLISHED_SIZE_RANGES,
     prior: float = 0.01,
-    box_bias: float = 0.0,
+    box_bias: float = 2.0,
     random_mask_start: bool = True,
     **prediction: Any,
 ) -> CondInst:
@@ -230,7 +230,8 @@ def build_condinst(
         num_classes: C.
         backbone: timm model, see `camera.backbone.ImageBackbone`.
         pretrained: load ImageNet weights.
-        norm: normalisation of the backbone; the mask branch uses ``group`` with it, else batch normalisation.
+        norm: normalisation of the backbone, see `camera.backbone.ImageBackbone`; ``None`` is ``frozen`` with pretrained
+            weights and ``group`` without. The mask branch has group normalisation with ``group``, else batch.
         frozen_stages: stages of the backbone that are not trained.
         pixel_style: how the backbone's weights want pixels.
         channels: depth of the pyramid and the heads (published: 256).
@@ -241,7 +242,7 @@ def build_condinst(
         mask_channels: depth of the shared mask features (published: 16 for box supervision).
         size_ranges: largest distance to a box side per level, pixels; scale it with the image size.
         prior: score every class starts with.
-        box_bias: initial distance to each side in strides (published: 0; 2 for short training from scratch).
+        box_bias: initial distance to each side in strides (published: 0; 2 keeps the ReLU alive from the first step).
         random_mask_start: every object starts from one random mask network, see `camera.condinst.Controller`.
         **prediction: ``score_threshold``, ``nms_iou``, ``candidates_per_level``, ``max_per_image``.
 
@@ -253,6 +254,7 @@ def build_condinst(
             f"camera.size_ranges: expected {num_levels} ascending limits, one per level of camera.num_levels, "
             f"got {list(size_ranges)}"
         )
+    norm = norm or ("frozen" if pretrained else "group")
     body = ImageBackbone(
         backbone, pretrained=pretrained, norm=norm, frozen_stages=frozen_stages, pixel_style=pixel_style
     )

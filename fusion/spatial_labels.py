@@ -177,7 +177,7 @@ def _flags(frame: Frame, ring_segment_id: Tensor, object_pairs: Tensor, rings: b
     if not rings:
         return torch.where(in_box, KEEP, DROP)
     assert len(ring_segment_id) == len(in_box), "ring segments must be those of the frame's own points"
-    if len(in_box) and not bool((ring_segment_id >= 0).any()):
+    if bool(frame.pixels.in_any_image.any()) and not bool((ring_segment_id >= 0).any()):
         raise DataError(
             f"{frame.frame_id}: ring: expected beam indices, got none (-1 everywhere); label with rings switched off"
         )

@@ -46,7 +46,7 @@ from mwsis.training.module import PretrainingModule
 __all__ = ["Prepared", "RunFolder", "Split", "load_run", "open_run", "prepare", "train"]
 
 OnProgress = Callable[[str, int, int], None]
-LABEL_VERSION = 1
+LABEL_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def label_split(
 
 
 def _label(frame: Frame, rings: bool, clustering: bool, radii: tuple[float, ...]) -> FrameLabels:
-    segments = ring_segments(frame.points, frame.lidar)
+    segments = ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
     return FrameLabels(spatial_labels(frame, segments, rings=rings, clustering=clustering, radii=radii), segments)
 
 

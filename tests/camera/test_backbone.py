@@ -60,6 +60,7 @@ def test_missing_pretrained_weights_are_one_sentence(monkeypatch):
     [
         ({"name": "resnet81"}, "did you mean 'resnet"),
         ({"norm": "layer"}, "camera.norm"),
+        ({"norm": "group", "pretrained": True}, "use frozen"),
         ({"pixel_style": "coffee"}, "did you mean 'caffe'"),
         ({"name": "vit_tiny_patch16_224"}, "camera"),
     ],

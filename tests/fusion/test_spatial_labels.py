@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,26 +137,49 @@ STUDY = {
     (True, True): (0.825, 0.872, 0.981),
 }
 """Mean point IoU of Vehicle, Pedestrian, Cyclist of an independent implementation on the same ten frames."""
+STUDY_SEAM_DEG = -10.0
+"""Where that study most likely ends the rows of frame 000000: its procedure takes the direction of least elevation
+variance, and with 36 or 72 candidates that is here. The file itself starts every row at 0. Inferred, not documented."""
 
 
-@pytest.mark.real_data
-def test_label_quality_on_real_frames():
+@pytest.fixture(scope="module")
+def real_frames():
     from mwsis.data.kitti import KittiSource
 
     if not kitti_mini().is_dir():
         pytest.skip(f"no real frames at {kitti_mini()}; set MWSIS_SHARED")
     source = KittiSource(str(kitti_mini()))
-    frames = [source.read(frame_id) for frame_id in source.frame_ids("all")]
-    segments = [ring_segments(frame.points, frame.lidar) for frame in frames]
+    return [source.read(frame_id) for frame_id in source.frame_ids("all")]
+
+
+def mean_object_ious(frames, rings, clustering):
+    scores: list[list[float]] = [[], [], []]
+    for frame in frames:
+        segment = ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
+        add_object_ious(scores, frame, box_point_pairs(frame, segment, rings, clustering))
+    assert [len(of_class) for of_class in scores] == [20, 2, 2]
+    return [sum(of_class) / len(of_class) for of_class in scores]
+
+
+def with_row_seam(frame, seam_deg):
+    """The frame with the returns between ``seam_deg`` (negative) and straight ahead put one row too low."""
+    azimuth = torch.rad2deg(torch.atan2(frame.points.xyz[:, 1], frame.points.xyz[:, 0]))
+    ring = frame.points.ring + ((azimuth >= seam_deg) & (azimuth < 0)).to(torch.int16)
+    return replace(frame, points=replace(frame.points, ring=ring))
+
+
+@pytest.mark.real_data
+def test_label_quality_on_real_frames(real_frames):
+    """All nine figures of the study, with the rows of frame 000000 cut where the study cut them."""
+    frames = [with_row_seam(f, STUDY_SEAM_DEG) if f.frame_id == "000000" else f for f in real_frames]
     for (rings, clustering), expected in STUDY.items():
-        scores: list[list[float]] = [[], [], []]
-        for frame, segment in zip(frames, segments):
-            add_object_ious(scores, frame, box_point_pairs(frame, segment, rings, clustering))
-        assert [len(of_class) for of_class in scores] == [20, 2, 2]
-        means = [sum(of_class) / len(of_class) for of_class in scores]
-        # Of the two pedestrians one has 22 ground points fewer here than in that study (0.893).
-        tolerance = (0.015, 0.025 if rings else 0.015, 0.015)
-        assert all(abs(mean - want) < most for mean, want, most in zip(means, expected, tolerance)), means
+        assert mean_object_ious(frames, rings, clustering) == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.real_data
+def test_rows_cut_at_the_true_seam_help_the_pedestrian_of_frame_0(real_frames):
+    """There our rows leave 22 ground points between the legs to the ground: .893 instead of the study's .872."""
+    assert mean_object_ious(real_frames, True, True) == pytest.approx((0.827, 0.893, 0.981), abs=0.005)
 
 
 def add_object_ious(scores, frame, pairs):

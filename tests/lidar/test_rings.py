@@ -49,6 +49,25 @@ def test_equals_published_rule_on_range_image(seed, columns):
     assert sorted(set(segments.tolist())) == list(range(segments.max() + 1))
 
 
+@pytest.mark.parametrize("seed", [7, 8])
+def test_unseen_points_are_left_out_as_if_dropped_before(seed):
+    lidar = LidarGeometry(num_rings=3, num_columns=500)
+    points = random_sweep(seed, lidar, 0.8)
+    seen = torch.rand(len(points), generator=torch.Generator().manual_seed(seed)) < 0.5
+    segments = ring_segments(points, lidar, seen)
+    assert torch.equal(segments[seen], ring_segments(points[seen], lidar))
+    assert set(segments[~seen].tolist()) == {-1}
+    assert same_partition(segments.numpy(), reference.ring_segments(points, lidar, seen.numpy()))
+
+
+def test_unseen_far_return_does_not_widen_the_tolerance():
+    points = sweep([0] * 3, [10, 11, 40], [0] * 3, [10.0, 10.1, 50.0])
+    assert ring_segments(points, LidarGeometry(1, 2650)).tolist() == [0, 0, 1]
+    assert ring_segments(points, LidarGeometry(1, 2650), torch.tensor([True, True, False])).tolist() == [0, 1, -1]
+    nothing_seen = torch.zeros(3, dtype=torch.bool)
+    assert ring_segments(points, LidarGeometry(1, 2650), nothing_seen).tolist() == [-1, -1, -1]
+
+
 def test_points_without_ring_or_column_have_no_segment():
     points = sweep([-1, 0, 0, 1], [3, -1, 4, 4], [0, 0, 0, 0], [5.0, 5.0, 5.0, 5.0])
     assert ring_segments(points, LidarGeometry(2, 100)).tolist() == [-1, -1, 0, 1]

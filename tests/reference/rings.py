@@ -5,14 +5,14 @@ import numpy as np
 from mwsis.core.frame import LidarGeometry, PointCloud
 
 
-def ring_segments(points: PointCloud, lidar: LidarGeometry) -> np.ndarray:
-    """Return (N,) int64 segment ids (any numbering), -1 where ring or column is -1."""
+def ring_segments(points: PointCloud, lidar: LidarGeometry, seen: np.ndarray | None = None) -> np.ndarray:
+    """Return (N,) int64 segment ids (any numbering), -1 where ring or column is -1 or ``seen`` (N,) is false."""
     columns = lidar.num_columns
     image = np.full((lidar.num_rings, 2, columns), np.nan)
     owner = np.full(image.shape, -1)
     for point in range(len(points)):
         cell = int(points.ring[point]), int(points.return_index[point]), int(points.azimuth_column[point])
-        if cell[0] >= 0 and cell[2] >= 0:
+        if cell[0] >= 0 and cell[2] >= 0 and (seen is None or seen[point]):
             assert owner[cell] < 0, "two points in one cell"
             image[cell], owner[cell] = float(points.ranges[point]), point
     segment_id = np.full(len(points), -1)
