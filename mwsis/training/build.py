@@ -91,7 +91,11 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
                 num_classes,
                 backbone=run.camera.backbone,
                 pretrained=run.camera.pretrained,
+                norm=run.camera.norm,
+                frozen_stages=run.camera.frozen_stages,
+                pixel_style=run.camera.pixel_style,
                 channels=run.camera.channels,
+                box_bias=run.camera.box_bias,
                 num_convs=run.camera.head_convs,
                 size_ranges=(*run.camera.size_ranges, math.inf),
             )
@@ -129,13 +133,18 @@ def build_method(run: RunConfig) -> Method:
         masks_per_image=run.camera.masks_per_image,
         semantic_weight=run.lidar.semantic_weight,
         vote_weight=run.lidar.vote_weight,
-        ema_decay=EMADecay(config.ema_maximum, config.ema_ramp) if config.ema else None,
+        ema_decay=EMADecay(_ema_maximum(run), config.ema_ramp) if config.ema else None,
     )
 
 
 def optim_settings(run: RunConfig) -> dict[str, BranchOptimConfig]:
     """Return the optimiser settings of the branches that are trained."""
     return {branch: getattr(run, branch).optim for branch in BRANCHES if branch in run.method.branches}
+
+
+def _ema_maximum(run: RunConfig) -> float:
+    """Return the decay whose memory is ``method.ema_window`` of the run, whatever its length."""
+    return 1 - 1 / max(run.method.ema_window * run.trainer.max_steps, 1.0)
 
 
 def _ramp(term: TermConfig) -> Ramp:

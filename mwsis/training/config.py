@@ -79,7 +79,15 @@ class CameraConfig:
 
     backbone: str = "resnet18"
     pretrained: bool = False
+    # batch | frozen | group: normalisation of the backbone; group learns fastest from scratch on few images
+    norm: str = "batch"
+    # stem and first stages that are not trained
+    frozen_stages: int = 0
+    # imagenet | caffe: how the backbone's weights want pixels
+    pixel_style: str = "imagenet"
     channels: int = 64
+    # initial value of the (scaled, rectified) distances to the box sides, in strides
+    box_bias: float = 0.0
     head_convs: int = 2
     # FCOS: largest side regressed on each pyramid level, px of the network input
     size_ranges: list[float] = field(default_factory=lambda: [64.0, 128.0, 256.0, 512.0])
@@ -144,8 +152,9 @@ class MethodConfig:
     # ring-segment correction of predictions at test time (published: off)
     rsc: bool = False
     cscs: CrossModalConfig = field(default_factory=CrossModalConfig)
-    # EMA decay = min(maximum, 1 - exp(-progress / ramp))
-    ema_maximum: float = 0.999
+    # EMA decay = min(1 - 1 / (window * steps), 1 - exp(-progress / ramp)), both fractions of the run
+    # (published: decay .999 of 71,088 steps = window .014)
+    ema_window: float = 0.014
     ema_ramp: float = 0.035
     # the teacher's point votes are recorded from here (published: 0), corrections from them start at pvc_start
     pvc_record: float = 0.0
