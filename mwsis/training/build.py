@@ -96,6 +96,7 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
                 pixel_style=run.camera.pixel_style,
                 channels=run.camera.channels,
                 box_bias=run.camera.box_bias,
+                prior=run.camera.prior,
                 num_convs=run.camera.head_convs,
                 size_ranges=(*run.camera.size_ranges, math.inf),
             )

@@ -5,7 +5,6 @@ Light on purpose: a wrong key is refused before torch is imported.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import warnings
@@ -35,9 +34,6 @@ __all__ = [
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 EXIT_USER_ERROR = 2
-# Threads that spin while they wait make every small operation ten times slower once the machine has other work;
-# this must be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 EXIT_INTERRUPTED = 130
 
 

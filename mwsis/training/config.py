@@ -86,6 +86,8 @@ class CameraConfig:
     # imagenet | caffe: how the backbone's weights want pixels
     pixel_style: str = "imagenet"
     channels: int = 64
+    # initial class score (FCOS: .01)
+    prior: float = 0.01
     # initial value of the (scaled, rectified) distances to the box sides, in strides
     box_bias: float = 0.0
     head_convs: int = 2
