@@ -58,7 +58,8 @@ class Method:
         record_votes_from: progress from which the teacher's point votes are stored; None = never.
         correct_votes_from: progress from which unanimous votes override spatial labels.
         masks_per_image: mask samples of one image (CondInst: 64).
-        semantic_weight, vote_weight: LiDAR losses (MWSIS section 3.7: 100 and 1).
+        semantic: class loss of the points, with its constants bound.
+        vote_weight: of the centre votes (MWSIS section 3.7: 1).
         ema_decay: None = the student is its own teacher.
     """
 
@@ -69,7 +70,7 @@ class Method:
     record_votes_from: float | None = None
     correct_votes_from: float = 1.0
     masks_per_image: int = 64
-    semantic_weight: float = 100.0
+    semantic: Callable[..., Tensor] = semantic_loss
     vote_weight: float = 1.0
     ema_decay: EMADecay | None = field(default_factory=EMADecay)
 
@@ -186,8 +187,8 @@ class PretrainingStep(nn.Module):
         if taught is not None:
             self._record_votes(batch, taught, progress)
         output = self.student.lidar(batch.points)
-        losses["lidar/semantic"] = semantic_loss(
-            output.class_logits, pseudo.semantic_labels, valid=output.in_range, weight=self.method.semantic_weight
+        losses["lidar/semantic"] = self.method.semantic(
+            output.class_logits, pseudo.semantic_labels, valid=output.in_range
         )
         losses["lidar/vote"] = self.method.vote_weight * vote_loss(
             output.vote_encoded,

@@ -8,6 +8,7 @@ Votes are predicted in a root-compressed space (`encode_votes`), so that long of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class PointHead(nn.Module):
         backbone of 16 instead of 64 output channels.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, hidden: int = 64) -> None:
+    def __init__(self, in_channels: int, num_classes: int, hidden: int = 64, prior: float = PRIOR) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.shared = nn.Sequential(
@@ -70,7 +71,7 @@ class PointHead(nn.Module):
         self.classes = nn.Linear(hidden, num_classes)
         self.votes = nn.Linear(hidden, num_classes * 3)
         nn.init.normal_(self.classes.weight, std=LOGIT_STD)
-        nn.init.constant_(self.classes.bias, -math.log((1 - PRIOR) / PRIOR))
+        nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))
 
     def forward(self, point_features: Tensor) -> tuple[Tensor, Tensor]:
         """Predict class and vote.
@@ -94,6 +95,7 @@ def semantic_loss(
     gamma: float = FOCAL_GAMMA,
     alpha: float = FOCAL_ALPHA,
     weight: float = SEMANTIC_WEIGHT,
+    class_weights: Sequence[float] = (),
 ) -> Tensor:
     """Return the focal loss of the classes, one sigmoid each, over the points that have a label.
 
@@ -104,6 +106,7 @@ def semantic_loss(
         gamma: focusing exponent.
         alpha: share of the positives.
         weight: factor of the whole.
+        class_weights: factor of each class; 1 each when empty (*generalised*: rare classes need it in short runs).
 
     Returns:
         Scalar, mean over kept points and classes; 0 when no point is kept.
@@ -116,7 +119,10 @@ def semantic_loss(
     logits, labels = class_logits[keep], semantic_labels[keep]
     classes = torch.arange(class_logits.shape[1], device=labels.device)
     targets = (labels[:, None] == classes).to(logits.dtype)
-    return weight * sigmoid_focal(logits, targets, alpha, gamma).sum() / max(logits.numel(), 1)
+    loss = sigmoid_focal(logits, targets, alpha, gamma)
+    if class_weights:
+        loss = loss * loss.new_tensor(class_weights)
+    return weight * loss.sum() / max(logits.numel(), 1)
 
 
 def instance_centroids(xyz: Tensor, instance_ids: Tensor, batch_index: Tensor) -> Tensor:

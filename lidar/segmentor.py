@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lidar.encoders import MeanEncoder
 from lidar.grouping import MIN_POINTS, RADII, group_points
-from lidar.point_head import PointHead, decode_votes
+from lidar.point_head import PRIOR, PointHead, decode_votes
 from lidar.unet_v2 import UNetV2
 from lidar.voxelize import VoxelGrid, Voxelizer
 from mwsis.core.batch import PointBatch
@@ -146,6 +146,7 @@ def build_unet_v2_segmentor(
     point_cloud_range: Sequence[float],
     *,
     hidden: int = 64,
+    prior: float = PRIOR,
     radii: Sequence[float] = RADII,
     min_points: int = MIN_POINTS,
 ) -> LidarSegmentor:
@@ -156,6 +157,7 @@ def build_unet_v2_segmentor(
         voxel_size: x, y, z, metres.
         point_cloud_range: x0, y0, z0, x1, y1, z1, metres, vehicle frame.
         hidden: width of the point head.
+        prior: initial score of each class.
         radii: grouping radius of each class, metres.
         min_points: smallest instance.
 
@@ -173,5 +175,5 @@ def build_unet_v2_segmentor(
     voxelizer = Voxelizer(voxel_size, point_cloud_range)
     encoder = MeanEncoder()
     backbone = UNetV2(encoder.out_channels, voxelizer.sparse_shape)
-    head = PointHead(backbone.out_channels + 3, num_classes, hidden)
+    head = PointHead(backbone.out_channels + 3, num_classes, hidden, prior)
     return LidarSegmentor(voxelizer, encoder, backbone, head, num_classes, radii=radii, min_points=min_points)

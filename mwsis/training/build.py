@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from camera.transforms import ResizeFlip
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import Method, WeightedTerm
 from fusion.transforms import PairedTransform
+from lidar.point_head import semantic_loss
 from lidar.segmentor import build_unet_v2_segmentor
 from lidar.transforms import RotateScaleFlip
 from mwsis.core.errors import ConfigError, closest_name
@@ -108,6 +110,7 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
                 voxel_size=tuple(run.lidar.voxel_size),
                 point_cloud_range=tuple(run.data.point_cloud_range),
                 hidden=run.lidar.hidden,
+                prior=run.lidar.prior,
                 radii=tuple(run.data.radii),
                 min_points=run.lidar.min_points,
             )
@@ -132,7 +135,13 @@ def build_method(run: RunConfig) -> Method:
         record_votes_from=config.pvc_record if config.pvc and "lidar" in config.branches else None,
         correct_votes_from=config.pvc_start,
         masks_per_image=run.camera.masks_per_image,
-        semantic_weight=run.lidar.semantic_weight,
+        semantic=partial(
+            semantic_loss,
+            gamma=run.lidar.focal_gamma,
+            alpha=run.lidar.focal_alpha,
+            weight=run.lidar.semantic_weight,
+            class_weights=tuple(run.lidar.class_weights),
+        ),
         vote_weight=run.lidar.vote_weight,
         ema_decay=EMADecay(_ema_maximum(run), config.ema_ramp) if config.ema else None,
     )

@@ -94,6 +94,8 @@ class CameraConfig:
     # FCOS: largest side regressed on each pyramid level, px of the network input
     size_ranges: list[float] = field(default_factory=lambda: [64.0, 128.0, 256.0, 512.0])
     masks_per_image: int = 64
+    # distance of the pixel pairs compared by colour, cells of 4 px (BoxInst: 2, for images 1333 px wide)
+    pair_dilation: int = 2
     bn_momentum: float = 0.1
     optim: BranchOptimConfig = field(default_factory=BranchOptimConfig)
 
@@ -108,6 +110,12 @@ class LidarConfig:
     hidden: int = 64
     bn_momentum: float = 0.1
     semantic_weight: float = 100.0
+    # focal loss (MWSIS: gamma 3, alpha .8) and initial class score
+    focal_gamma: float = 3.0
+    focal_alpha: float = 0.8
+    prior: float = 0.01
+    # factor of each class's focal loss, in class order; empty = 1 each, as published
+    class_weights: list[float] = field(default_factory=list)
     vote_weight: float = 1.0
     # an instance needs this many points
     min_points: int = 3

@@ -25,7 +25,7 @@ from mwsis.data.street.truth import frame_truth, image_truth
 
 __all__ = ["GENERATOR_VERSION", "StreetSource"]
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 3
 """Raised whenever the same settings would give other frames."""
 SPLITS = ("train", "val")
 KEPT_SCENES = 3

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from mwsis.core.frame import FrameTruth, ImageTruth
-from mwsis.core.instances import BACKGROUND, Boxes2D, MaskSet
+from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D, MaskSet
 from mwsis.data.street.scene import World
 from mwsis.data.street.shapes import Array
 
 __all__ = ["frame_truth", "image_truth"]
 
 MIN_AREA_PX, MIN_SIDE_PX, MEASURED_AT_WIDTH = 20, 4, 384
-"""Smallest visible part that is labelled: pixels and box side in an image this wide; both scale with the image."""
+"""Smallest visible part that gets a box: pixels and box side in an image this wide; both scale with the image."""
+LABELLED_AREA_PX = 300
+"""Smaller visible parts are ignore regions: there to be seen, too small to be told what they are."""
 
 
 def image_truth(world: World, entity: Array) -> ImageTruth:
@@ -29,7 +31,7 @@ def image_truth(world: World, entity: Array) -> ImageTruth:
         entity: (H, W) int32, row of ``world.entities`` each pixel shows, -1 sky.
 
     Returns:
-        Objects in order of instance id; a box touches its mask on all four sides.
+        Objects in order of instance id; a box touches its mask on all four sides; the smallest are ignore regions.
     """
     things = world.entities
     ids = np.where(entity >= 0, things.instance_ids[entity], 0)
@@ -41,7 +43,8 @@ def image_truth(world: World, entity: Array) -> ImageTruth:
     large = (sides >= MIN_SIDE_PX * scale).all(1)
     masks, instance_ids = masks[large], torch.from_numpy(seen[seen > 0])[large]
     label_of = torch.from_numpy(_label_of_instance(world))
-    boxes = Boxes2D(masks.crop_boxes.float(), label_of[instance_ids], torch.zeros(len(masks), dtype=torch.bool))
+    small = masks.areas() < LABELLED_AREA_PX * scale**2
+    boxes = Boxes2D(masks.crop_boxes.float(), torch.where(small, IGNORE, label_of[instance_ids]), small)
     return ImageTruth(boxes, masks, instance_ids)
 
 
