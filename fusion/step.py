@@ -186,7 +186,7 @@ class PretrainingStep(nn.Module):
         pseudo = self._corrected_labels(batch, progress)
         if taught is not None:
             self._record_votes(batch, taught, progress)
-        output = self.student.lidar(batch.points)
+        output: PointOutput = self.student.lidar(batch.points)
         losses["lidar/semantic"] = self.method.semantic(
             output.class_logits, pseudo.semantic_labels, valid=output.in_range
         )

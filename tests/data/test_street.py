@@ -12,7 +12,7 @@ from PIL import Image
 
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.geometry import points_in_boxes3d
-from mwsis.core.instances import BACKGROUND
+from mwsis.core.instances import BACKGROUND, IGNORE
 from mwsis.data.source import Source
 from mwsis.data.street import StreetSource
 
@@ -105,7 +105,8 @@ def test_images_have_the_rig_s_sizes_and_show_something(frames):
 
 
 def test_every_class_occurs_in_images_and_points(frames):
-    boxes = sum(torch.bincount(image.labels.labels, minlength=3) for frame in frames for image in frame.truth.images)
+    images = [image for frame in frames for image in frame.truth.images]
+    boxes = sum(torch.bincount(image.labels.objects.labels, minlength=3) for image in images)
     points = sum(torch.bincount(frame.truth.semantic_labels.clamp(min=-1) + 1, minlength=4) for frame in frames)
     assert (boxes >= 12).all(), boxes
     assert (points >= 200).all(), points
@@ -142,7 +143,11 @@ def test_boxes_and_points_agree_on_classes(frames):
         label_of = dict(zip(truth.box3d_ids.tolist(), truth.box3d_labels.tolist(), strict=True)) | {-1: BACKGROUND}
         assert truth.semantic_labels.tolist() == [label_of[each] for each in truth.instance_ids.tolist()]
         for image in truth.images:
-            assert image.labels.labels.tolist() == [label_of[each] for each in image.instance_ids.tolist()]
+            wanted = [label_of[each] for each in image.instance_ids.tolist()]
+            small = image.labels.ignore.tolist()
+            assert image.labels.labels.tolist() == [
+                IGNORE if ignored else label for label, ignored in zip(wanted, small, strict=True)
+            ]
 
 
 def test_points_fall_on_the_pixels_they_carry(frames):
