@@ -161,7 +161,7 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
         True when the run is complete, False when it was interrupted and can be resumed.
     """
     torch.manual_seed(run.seed)
-    # On the CPU this costs little and makes threads add in one order, without which a resumed run could differ by a bit.
+    # Makes CPU threads add in one order; without it a resumed run could differ in the last bit.
     torch.use_deterministic_algorithms(run.trainer.accelerator == "cpu")
     config_yaml = OmegaConf.to_yaml(OmegaConf.structured(run))
     folder.root.mkdir(parents=True, exist_ok=True)
