@@ -5,15 +5,11 @@ Drawing is `pictures.py`; the page is `html.py`.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from mwsis.core.frame import CameraView
+from camera.transforms import decode_image
 from mwsis.core.instances import PointLabels
 from mwsis.evaluation.predictions import FramePrediction
 from mwsis.report.content import CameraRow, FrameGallery
@@ -47,7 +43,7 @@ def draw_frame(
 def _camera(prediction: FramePrediction, index: int, class_names: Sequence[str]) -> CameraRow:
     frame = prediction.frame
     view = frame.cameras[index]
-    image = _decode(view)
+    image = decode_image(view.image, f"{frame.frame_id} {view.name}")
     truth = frame.truth.images[index] if frame.truth is not None else None
     pixels = frame.pixels[prediction.point_index]
     point, slot = (pixels.camera_index == index).nonzero(as_tuple=True)
@@ -87,8 +83,3 @@ def _birds_eye_views(
         if found is None
         else draw(PointLabels(found.semantic_labels, align_instances(reference, found.instance_ids))),
     )
-
-
-def _decode(view: CameraView) -> Tensor:
-    pixels = np.asarray(Image.open(io.BytesIO(view.image)).convert("RGB"))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

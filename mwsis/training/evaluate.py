@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
-
-import torch
 
 from fusion.spatial_labels import box_point_pairs
 from mwsis.core.frame import Frame
@@ -47,9 +46,8 @@ def evaluate_run(
     rsc = tuple(index for index, name in enumerate(names) if run.method.rsc and name in RSC_CLASSES)
     predictions: dict[str, list[FramePrediction]] = {}
     for title, model in (("teacher", teacher), ("student", student)):
-        report = _named(on_progress, f"evaluate {title}")
-        with torch.no_grad():
-            predictions[title] = list(predict(model, prepared.val.frames, prepared.val.labels, transform, rsc, report))
+        report = partial(on_progress, f"evaluate {title}")
+        predictions[title] = list(predict(model, prepared.val.frames, prepared.val.labels, transform, rsc, report))
     scores = {title: score(found, names) for title, found in predictions.items()}
     metrics: dict[str, Any] = {
         branch: {title: scores[title][branch] for title in scores} for branch in run.method.branches
@@ -90,7 +88,3 @@ def label_quality(
                 pairs = box_point_pairs(frame, made.ring_segment_id, radii=radii, **switches)
                 quality.add(method, frame.truth, frame.pixels, frame.cameras, pairs)
     return quality.rows()
-
-
-def _named(on_progress: OnProgress, name: str) -> Callable[[int, int], None]:
-    return lambda done, total: on_progress(name, done, total)

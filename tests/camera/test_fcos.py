@@ -200,6 +200,6 @@ def test_two_processes_equal_one_even_when_one_has_no_object():
             one.start()
         for one in ranks:
             one.join(60)
-        parts = [torch.load(f"{folder}/{rank}.pt") for rank in (0, 1)]
+        parts = [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in (0, 1)]
     torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, losses)
     torch.testing.assert_close(torch.cat([parts[0][1], parts[1][1]]) / 2, gradient)
