@@ -200,33 +200,38 @@ def _occupied(line: Tensor) -> tuple[Tensor, Tensor]:
     return place.where(line, line.shape[1]).amin(1), place.where(line, -1).amax(1)
 
 
-def _pixel_range(first: Tensor, last: Tensor, size: int, original: int) -> tuple[Tensor, Tensor]:
+def _pixel_range(
+    first: Tensor, last: Tensor, size: int, original: int, stride: int
+) -> tuple[Tensor, Tensor]:
     """Return the half-open range of recorded pixels that a bilinear reading of cells first..last can touch."""
     ratio = original / size
-    centre = MASK_STRIDE // 2 + 0.5
-    begin = ((MASK_STRIDE * (first - 1) + centre) * ratio - 0.5).floor().long().clamp(0, original)
-    end = ((MASK_STRIDE * (last + 1) + centre) * ratio - 0.5).ceil().long().clamp(-1, original - 1) + 1
+    centre = stride // 2 + 0.5
+    begin = ((stride * (first - 1) + centre) * ratio - 0.5).floor().long().clamp(0, original)
+    end = ((stride * (last + 1) + centre) * ratio - 0.5).ceil().long().clamp(-1, original - 1) + 1
     return begin, end
 
 
-def _interpolate(prob: Tensor, begin: int, end: int, size: int, original: int) -> Tensor:
-    """Return rows ``begin`` to ``end`` of the recorded image from an (h, w) map at stride 4, linearly."""
+def _interpolate(prob: Tensor, begin: int, end: int, size: int, original: int, stride: int) -> Tensor:
+    """Return rows ``begin`` to ``end`` of the recorded image from an (h, w) map, linearly."""
     pixel = torch.arange(begin, end, device=prob.device, dtype=prob.dtype)
-    cell = ((pixel + 0.5) * (size / original) - 0.5 - MASK_STRIDE // 2) / MASK_STRIDE
+    cell = ((pixel + 0.5) * (size / original) - 0.5 - stride // 2) / stride
     cell = cell.clamp(0, prob.shape[0] - 1)
     low = cell.floor().long()
     return torch.lerp(prob[low], prob[(low + 1).clamp(max=prob.shape[0] - 1)], (cell - low)[:, None])
 
 
-def paste_masks(prob: Tensor, size: tuple[int, int], original: tuple[int, int]) -> MaskSet:
+def paste_masks(
+    prob: Tensor, size: tuple[int, int], original: tuple[int, int], stride: int = MASK_STRIDE
+) -> MaskSet:
     """Return masks on the recorded image, each computed only where it can be set.
 
     A bilinear reading exceeds the threshold only next to a cell that does, so the crop loses nothing.
 
     Args:
-        prob: (K, h, w) float in [0, 1], stride 4 of the padded image.
+        prob: (K, h, w) float in [0, 1], of the padded image.
         size: rows and columns of the resized content.
         original: rows and columns of the recorded image.
+        stride: pixels per cell of ``prob``.
 
     Returns:
         K masks, on the CPU.
@@ -236,12 +241,13 @@ def paste_masks(prob: Tensor, size: tuple[int, int], original: tuple[int, int]) 
     Source: CondInst enlarges to the input, then to the recorded size; here in one step (*simplified*), threshold 0.5.
     """
     likely = prob > MASK_THRESHOLD
-    rows = _pixel_range(*_occupied(likely.any(2)), size[0], original[0])
-    cols = _pixel_range(*_occupied(likely.any(1)), size[1], original[1])
+    rows = _pixel_range(*_occupied(likely.any(2)), size[0], original[0], stride)
+    cols = _pixel_range(*_occupied(likely.any(1)), size[1], original[1], stride)
     boxes = torch.stack([cols[0], rows[0], cols[1], rows[1]], 1)
     boxes = boxes * ((boxes[:, 2:] > boxes[:, :2]).all(1) & likely.flatten(1).any(1))[:, None]
     boxes, crops = boxes.cpu(), []
     for one, (x1, y1, x2, y2) in zip(prob, boxes.tolist(), strict=True):
-        across = _interpolate(_interpolate(one, y1, y2, size[0], original[0]).T, x1, x2, size[1], original[1])
+        rows_done = _interpolate(one, y1, y2, size[0], original[0], stride)
+        across = _interpolate(rows_done.T, x1, x2, size[1], original[1], stride)
         crops.append((across.T > MASK_THRESHOLD).cpu())
     return MaskSet.from_crops(original[0], original[1], boxes, crops)

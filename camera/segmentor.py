@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from camera.backbone import FeaturePyramid, ImageBackbone
-from camera.condinst import Controller, DynamicMaskHead, MaskBranch, paste_masks
+from camera.condinst import MASK_STRIDE, Controller, DynamicMaskHead, MaskBranch, paste_masks
 from camera.fcos import (
     PUBLISHED_SIZE_RANGES,
     Cells,
@@ -32,6 +32,7 @@ from camera.fcos import (
     rank_within,
     target_ltrb,
 )
+from camera.refinement import ColorRefinement
 from mwsis.core.batch import ImageBatch
 from mwsis.core.errors import ConfigError
 from mwsis.core.instances import Boxes2D, Detections
@@ -69,6 +70,7 @@ class CondInst(nn.Module):
         nms_iou: overlap above which the weaker of two boxes of a class is dropped.
         candidates_per_level: most candidates a level keeps.
         max_per_image: most detections of an image.
+        refinement: sharpens predicted masks, not those that are trained (*generalised*; None is published).
 
     Source: CondInst (ECCV 2020) on FCOS; prediction settings 0.05, 0.6, 1000, 100.
     """
@@ -87,6 +89,7 @@ class CondInst(nn.Module):
         nms_iou: float = 0.6,
         candidates_per_level: int = 1000,
         max_per_image: int = 100,
+        refinement: ColorRefinement | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -100,6 +103,7 @@ class CondInst(nn.Module):
         self.nms_iou = nms_iou
         self.candidates_per_level = candidates_per_level
         self.max_per_image = max_per_image
+        self.refinement = refinement
 
     def dense(self, images: ImageBatch) -> Dense:
         """Return the network's maps for a batch of images (H and W multiples of 32)."""
@@ -178,7 +182,10 @@ class CondInst(nn.Module):
         cells = Cells(torch.full_like(location_index, image), location_index)
         prob = self.decode_masks(dense, cells).sigmoid()
         ratio = boxes.new_tensor([original[1] / size[1], original[0] / size[0]]).repeat(2)
-        masks = paste_masks(prob, (size[0], size[1]), (original[0], original[1]))
+        stride = MASK_STRIDE
+        if self.refinement is not None:
+            prob, stride = self.refinement(prob, cells.image_index, images), self.refinement.cell
+        masks = paste_masks(prob, (size[0], size[1]), (original[0], original[1]), stride)
         return Detections((boxes * ratio).cpu(), labels.cpu(), scores.sqrt().cpu(), masks)
 
     def _detect(self, dense: Dense, image: int, size: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -244,7 +251,7 @@ def build_condinst(
         prior: score every class starts with.
         box_bias: initial distance to each side in strides (published: 0; 2 keeps the ReLU alive from the first step).
         random_mask_start: every object starts from one random mask network, see `camera.condinst.Controller`.
-        **prediction: ``score_threshold``, ``nms_iou``, ``candidates_per_level``, ``max_per_image``.
+        **prediction: ``score_threshold``, ``nms_iou``, ``candidates_per_level``, ``max_per_image``, ``refinement``.
 
     Raises:
         ConfigError: a setting does not fit the others.

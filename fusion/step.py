@@ -114,22 +114,23 @@ class PretrainingStep(nn.Module):
         self.num_classes = num_classes
         self.vote_history = vote_history
 
-    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, progress: float, with_lidar: bool = True) -> dict[str, Tensor]:
         """Return the weighted losses of one batch; their sum is what the student minimises.
 
         Args:
             batch: frames with 2D boxes and spatial labels.
             progress: share of the run already done, [0, 1).
+            with_lidar: train the LiDAR branch too; without, nothing passes between the branches either.
 
         Returns:
             Scalars by name, connected to the student only. A term is absent before its start.
         """
         losses: dict[str, Tensor] = {}
         view, points = None, None
-        taught = self._teacher_points(batch, progress)
+        taught = self._teacher_points(batch, progress) if with_lidar else None
         if self.student.camera is not None and len(batch.images):
             view = self._camera_losses(batch, progress, losses)
-        if self.student.lidar is not None:
+        if self.student.lidar is not None and with_lidar:
             points = self._lidar_losses(batch, taught, progress, losses)
         if view is not None and points is not None:
             self._cross_modal_losses(batch, view, points, taught, progress, losses)

@@ -46,6 +46,7 @@ def typed(config: DictConfig) -> RunConfig:
     for name, value in (
         ("trainer.max_steps", run.trainer.max_steps),
         ("trainer.frames_per_step", run.trainer.frames_per_step),
+        ("trainer.lidar_every", run.trainer.lidar_every),
         ("trainer.checkpoint_every", run.trainer.checkpoint_every),
         ("trainer.log_every", run.trainer.log_every),
     ):
@@ -101,6 +102,7 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
                 prior=run.camera.prior,
                 num_convs=run.camera.head_convs,
                 size_ranges=(*run.camera.size_ranges, math.inf),
+                refinement=_instantiate(run.camera.refinement, "camera.refinement") if run.camera.refinement else None,
             )
             _set_bn_momentum(camera, run.camera.bn_momentum)
         if "lidar" in run.method.branches:

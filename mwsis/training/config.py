@@ -97,6 +97,8 @@ class CameraConfig:
     # distance of the pixel pairs compared by colour, cells of 4 px (BoxInst: 2, for images 1333 px wide)
     pair_dilation: int = 2
     bn_momentum: float = 0.1
+    # `_target_` of what sharpens predicted masks; null = nothing, as published
+    refinement: Any = None
     optim: BranchOptimConfig = field(default_factory=BranchOptimConfig)
 
 
@@ -182,6 +184,8 @@ class TrainerConfig:
 
     max_steps: int = MISSING
     frames_per_step: int = 1
+    # the LiDAR branch trains on every k-th step (published: 1); a CPU spends what that saves on images
+    lidar_every: int = 1
     accelerator: str = "auto"
     devices: int = 1
     workers: int = 0

@@ -27,6 +27,7 @@ class PretrainingModule(lightning.LightningModule):
         step: student, teacher, losses.
         optim: optimiser settings by branch.
         max_steps: length of the whole run in optimiser steps.
+        lidar_every: the LiDAR branch trains on every k-th step.
         start_step: steps already done when the run was resumed.
         optimiser_states: saved states by branch, for a resumed run.
     """
@@ -36,6 +37,7 @@ class PretrainingModule(lightning.LightningModule):
         step: PretrainingStep,
         optim: dict[str, BranchOptimConfig],
         max_steps: int,
+        lidar_every: int = 1,
         start_step: int = 0,
         optimiser_states: dict[str, Any] | None = None,
     ) -> None:
@@ -44,6 +46,7 @@ class PretrainingModule(lightning.LightningModule):
         self.step = step
         self.optim = optim
         self.max_steps = max_steps
+        self.lidar_every = lidar_every
         self.start_step = start_step
         self.optimiser_states = optimiser_states or {}
         self.branch_optimisers: dict[str, Optimizer] = {}
@@ -63,8 +66,8 @@ class PretrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         progress = self.steps_done / self.max_steps
-        losses = self.step.losses(batch, progress)
-        total = torch.stack(list(losses.values())).sum()
+        losses = self.step.losses(batch, progress, with_lidar=self.steps_done % self.lidar_every == 0)
+        total = sum(losses.values(), torch.zeros((), device=self.device))
         if not bool(torch.isfinite(total)):
             wrong = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
             raise FloatingPointError(f"step {self.steps_done}: {', '.join(wrong)} not finite on {batch.frame_ids}")
@@ -75,7 +78,8 @@ class PretrainingModule(lightning.LightningModule):
     def _optimise(self, total: Tensor, progress: float) -> None:
         for optimiser in self.branch_optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        self.manual_backward(total)
+        if total.requires_grad:  # not where a LiDAR-only run skips its branch
+            self.manual_backward(total)
         for branch, optimiser in self.branch_optimisers.items():
             clip_gradients(getattr(self.step.student, branch), self.optim[branch])
             set_learning_rate(optimiser, self.optim[branch], progress)

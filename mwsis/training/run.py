@@ -179,7 +179,12 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
     if start_step >= run.trainer.max_steps:
         return True
     module = PretrainingModule(
-        step, build.optim_settings(run), run.trainer.max_steps, start_step, state["optimisers"] if state else None
+        step,
+        build.optim_settings(run),
+        run.trainer.max_steps,
+        run.trainer.lidar_every,
+        start_step,
+        state["optimisers"] if state else None,
     )
     facts = {
         "config": config_yaml,

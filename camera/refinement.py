@@ -1,0 +1,113 @@
+"""Sharper masks from the image itself: pixels that look alike come to agree on what they belong to.
+
+A short training leaves masks blurred at object borders although the colours show where the borders are. Here the mask
+of each object is the unary term of a small conditional random field over its surroundings, solved by mean field. Works
+on any model's masks; `segmentor.py` calls it before masks are cut out at the recorded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from camera.affinity import CELL, rgb_to_lab
+from mwsis.core.batch import ImageBatch
+from mwsis.core.errors import ConfigError
+
+__all__ = ["ColorRefinement"]
+
+SURE = 0.02
+"""Mask probabilities are kept this far from 0 and 1, so that colours can overrule any of them."""
+POSSIBLE = 0.1
+"""Cells below, farther from the mask than the longest step, stay as they are: no chain of steps ends there first."""
+
+
+class ColorRefinement:
+    """Mean field over pairs of cells, ``q_i = sigmoid(logit p_i + strength sum_j a_ij (2 q_j - 1))``.
+
+    ``a_ij = exp(-sharpness |LAB_i - LAB_j|)``; j runs over the 8 neighbours at each distance of ``steps``.
+
+    Args:
+        strength: weight of the neighbours against the mask itself.
+        sharpness: how fast the pull falls with the colour distance (BoxInst's affinity has 0.5).
+        iterations: rounds of the mean field.
+        steps: distances of paired cells, cells.
+        cell: edge of a cell, pixels: 1, 2 or 4.
+
+    Raises:
+        ConfigError: a value out of range.
+
+    Source: *generalised* from the pair affinity of BoxInst (arXiv 2012.02310, section 3.2) and the mean field of dense
+    CRFs (arXiv 1210.5644); the constants were chosen on scenes of the street world that no reported figure uses.
+    """
+
+    def __init__(
+        self,
+        strength: float = 2.0,
+        sharpness: float = 0.35,
+        iterations: int = 3,
+        steps: Sequence[int] = (2, 4, 8),
+        cell: int = 2,
+    ) -> None:
+        if cell not in (1, 2, CELL):
+            raise ConfigError(f"refinement.cell: expected 1, 2 or {CELL} pixels, got {cell}")
+        if min(strength, sharpness, iterations, *steps) <= 0:
+            raise ConfigError("refinement: expected positive strength, sharpness, iterations and steps")
+        self.strength = strength
+        self.sharpness = sharpness
+        self.iterations = iterations
+        self.cell = cell
+        self.offsets = [
+            (row * step, col * step) for step in steps for row in (-1, 0, 1) for col in (-1, 0, 1) if row or col
+        ]
+        self.reach = max(steps)
+
+    @torch.no_grad()
+    def __call__(self, prob: Tensor, image_index: Tensor, images: ImageBatch) -> Tensor:
+        """Return refined masks.
+
+        Args:
+            prob: (K, h, w) float in [0, 1], stride 4.
+            image_index: (K,) int64.
+            images: the batch the masks lie on.
+
+        Returns:
+            (K, h * 4 / cell, w * 4 / cell) float32 in [0, 1], stride ``cell``.
+
+        Complexity: time O(iterations x pairs x cells around the masks), not of K full images.
+        """
+        factor = CELL // self.cell
+        prob = prob.float()
+        if factor > 1:
+            prob = functional.interpolate(prob[:, None], scale_factor=factor, mode="bilinear")[:, 0]
+        height, width = prob.shape[1:]
+        mask, row, col = self._around(prob > POSSIBLE)
+        steps = torch.tensor(self.offsets, device=prob.device)
+        rows, cols = row + steps[:, :1], col + steps[:, 1:]
+        onto = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+        rows, cols = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
+        lab = rgb_to_lab(functional.avg_pool2d(images.images.float(), self.cell)).permute(0, 2, 3, 1)
+        image = image_index[mask]
+        distance = (lab[image, row, col] - lab[image, rows, cols]).norm(dim=-1)
+        pull = self.strength * (-self.sharpness * distance).exp() * onto
+        place, neighbour = (mask * height + row) * width + col, (mask * height + rows) * width + cols
+        belief = prob.flatten().clone()
+        unary = torch.logit(belief[place], eps=SURE)
+        for _ in range(self.iterations):
+            belief[place] = (unary + (pull * (2 * belief[neighbour] - 1)).sum(0)).sigmoid()
+        return belief.view_as(prob)
+
+    def _around(self, possible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mask, row and column of the cells within reach of the extent of each (K, h, w) bool map, (N,) each."""
+        num_masks, height, width = possible.shape
+        inside = []
+        for line, size in ((possible.any(2), height), (possible.any(1), width)):
+            ticks = torch.arange(size, device=possible.device)
+            first = ticks.where(line, size).amin(1, keepdim=True) - self.reach
+            last = ticks.where(line, -1).amax(1, keepdim=True) + self.reach
+            inside.append((ticks >= first) & (ticks <= last) & line.any(1, keepdim=True))
+        mask, row, col = (inside[0][:, :, None] & inside[1][:, None, :]).nonzero(as_tuple=True)
+        return mask, row, col
