@@ -23,7 +23,7 @@ def build_optimiser(module: nn.Module, config: BranchOptimConfig) -> Optimizer:
     if config.kind == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum)
     if config.kind == "adamw":
-        return AdamW(groups, lr=config.lr)
+        return AdamW(groups, lr=config.lr, fused=True)
     raise ConfigError(f"optim.kind: expected 'sgd' or 'adamw', got '{config.kind}'")
 
 

@@ -166,3 +166,24 @@ def test_switches_decide_which_losses_exist(tmp_path, compose_tiny, prepare_tiny
     names = {line.split(",")[1] for line in (tmp_path / "run" / "losses.csv").read_text().splitlines()[1:]}
     assert present in names
     assert absent not in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mwsis", "frustum"])
+def test_lidar_trains_on_every_kth_step_only(tmp_path, compose_tiny, prepare_tiny, monkeypatch, method):
+    run = compose_tiny(f"method={method}", "trainer.lidar_every=3", "trainer.max_steps=5")
+    update, moved = PretrainingStep.update_teacher, []
+    last = {}
+
+    def watching_update(self, progress):
+        for branch in run.method.branches:
+            weights = [parameter.detach().clone() for parameter in getattr(self.student, branch).parameters()]
+            if branch in last:
+                moved.append((branch, any(not torch.equal(*pair) for pair in zip(weights, last[branch], strict=True))))
+            last[branch] = weights
+        update(self, progress)
+
+    monkeypatch.setattr(PretrainingStep, "update_teacher", watching_update)
+    assert train(run, RunFolder(tmp_path), prepare_tiny(run))
+    assert [changed for branch, changed in moved if branch == "lidar"] == [False, False, True, False]
+    assert all(changed for branch, changed in moved if branch == "camera")
