@@ -200,9 +200,7 @@ def _occupied(line: Tensor) -> tuple[Tensor, Tensor]:
     return place.where(line, line.shape[1]).amin(1), place.where(line, -1).amax(1)
 
 
-def _pixel_range(
-    first: Tensor, last: Tensor, size: int, original: int, stride: int
-) -> tuple[Tensor, Tensor]:
+def _pixel_range(first: Tensor, last: Tensor, size: int, original: int, stride: int) -> tuple[Tensor, Tensor]:
     """Return the half-open range of recorded pixels that a bilinear reading of cells first..last can touch."""
     ratio = original / size
     centre = stride // 2 + 0.5
@@ -220,9 +218,7 @@ def _interpolate(prob: Tensor, begin: int, end: int, size: int, original: int, s
     return torch.lerp(prob[low], prob[(low + 1).clamp(max=prob.shape[0] - 1)], (cell - low)[:, None])
 
 
-def paste_masks(
-    prob: Tensor, size: tuple[int, int], original: tuple[int, int], stride: int = MASK_STRIDE
-) -> MaskSet:
+def paste_masks(prob: Tensor, size: tuple[int, int], original: tuple[int, int], stride: int = MASK_STRIDE) -> MaskSet:
     """Return masks on the recorded image, each computed only where it can be set.
 
     A bilinear reading exceeds the threshold only next to a cell that does, so the crop loses nothing.

@@ -102,7 +102,7 @@ class ColorRefinement:
 
     def _around(self, possible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mask, row and column of the cells within reach of the extent of each (K, h, w) bool map, (N,) each."""
-        num_masks, height, width = possible.shape
+        height, width = possible.shape[1:]
         inside = []
         for line, size in ((possible.any(2), height), (possible.any(1), width)):
             ticks = torch.arange(size, device=possible.device)

@@ -48,12 +48,13 @@ class PairedTransform:
         camera: resizing and mirroring of images.
         lidar: turning, scaling and mirroring of sweeps.
         point_cloud_range: x0 y0 z0 x1 y1 z1, metres, half-open; points outside are dropped, before and after.
-        cameras_per_frame: cameras loaded per sample, drawn anew each time; ``None`` loads all, 0 none.
-        only_in_image: drop points that no camera sees.
+        cameras_per_frame: cameras of a sample, drawn anew each time; ``None`` takes all.
+        only_in_image: drop points that none of the sample's cameras sees.
+        load_images: ``False`` leaves the images and their boxes out, and the points as they would be with them.
         augment: ``False`` leaves out every draw and loads every camera.
 
     Raises:
-        ConfigError: the range is empty or ``cameras_per_frame`` negative.
+        ConfigError: the range is empty or ``cameras_per_frame`` below 1.
 
     Source: MWSIS (AAAI 2024), released training pipeline. *Simplified*: no shuffling of points, which nothing here
     depends on. *Corrected*: second-camera pixels are mirrored in u, and v is scaled by its own factor.
@@ -64,14 +65,15 @@ class PairedTransform:
     point_cloud_range: Sequence[float]
     cameras_per_frame: int | None = None
     only_in_image: bool = True
+    load_images: bool = True
     augment: bool = True
 
     def __post_init__(self) -> None:
         bounds = list(self.point_cloud_range)
         if len(bounds) != 6 or any(low >= high for low, high in zip(bounds[:3], bounds[3:])):
             raise ConfigError(f"point_cloud_range: expected x0 y0 z0 x1 y1 z1 with x0 < x1 and so on, got {bounds}")
-        if self.cameras_per_frame is not None and self.cameras_per_frame < 0:
-            raise ConfigError(f"cameras_per_frame: expected 0 or more, or null for all, got {self.cameras_per_frame}")
+        if self.cameras_per_frame is not None and self.cameras_per_frame < 1:
+            raise ConfigError(f"cameras_per_frame: expected 1 or more, or null for all, got {self.cameras_per_frame}")
 
     def deterministic(self) -> PairedTransform:
         """Return the transform for evaluation: no augmentation, all cameras, the largest image width."""
@@ -92,8 +94,10 @@ class PairedTransform:
         Raises:
             DataError: an image cannot be decoded or differs in size from its camera.
         """
-        xyz, keep = self._sweep(frame, generator)
         chosen, geometries = self._images(frame.cameras, generator)
+        xyz, keep = self._sweep(frame, chosen, generator)
+        if not self.load_images:
+            chosen, geometries = [], []
         cameras = [frame.cameras[index] for index in chosen]
         return Sample(
             frame_index=frame_index,
@@ -112,11 +116,11 @@ class PairedTransform:
             labels=tuple(geometry.apply_boxes(view.labels) for view, geometry in zip(cameras, geometries, strict=True)),
         )
 
-    def _sweep(self, frame: Frame, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _sweep(self, frame: Frame, cameras: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the kept points' new coordinates and their rows in the frame."""
         kept = in_range(frame.points.xyz, self.point_cloud_range)
         if self.only_in_image:
-            kept &= frame.pixels.in_any_image
+            kept &= torch.isin(frame.pixels.camera_index, torch.tensor(cameras, dtype=torch.int8)).any(1)
         keep = kept.nonzero()[:, 0]
         xyz = frame.points.xyz[keep]
         if not self.augment:
@@ -128,7 +132,7 @@ class PairedTransform:
     def _images(
         self, cameras: tuple[CameraView, ...], generator: torch.Generator
     ) -> tuple[list[int], list[ImageGeometry]]:
-        """Return the cameras to load, in their order, and the geometry of each."""
+        """Return the sample's cameras, in their order, and the geometry of each."""
         sizes = [(view.camera.height, view.camera.width) for view in cameras]
         if not self.augment:
             return list(range(len(cameras))), self.camera.deterministic(sizes)

@@ -28,15 +28,15 @@ def main(arguments: list[str]) -> None:
     asked = compose_run(overrides) if overrides else None
 
     from mwsis.core.files import write_json
-    from mwsis.training import build
     from mwsis.training.checkpoint import read_run_checkpoint
+    from mwsis.training.config import typed
     from mwsis.training.evaluate import evaluate_run
-    from mwsis.training.run import prepare
+    from mwsis.training.prepare import build_source, prepare
 
     began = time.monotonic()
     state = read_run_checkpoint(own["ckpt"])
-    run = build.typed(restore_config(state["config"], asked, overrides))
-    prepared = prepare(run, build.build_source(run), progress_line)
+    run = typed(restore_config(state["config"], asked, overrides))
+    prepared = prepare(run, build_source(run), progress_line)
     metrics, _ = evaluate_run(run, state, prepared, own["ckpt"], progress_line)
     metrics["wall_s"] = round(time.monotonic() - began, 1)
     path = Path(own["out"]) / "metrics.json"

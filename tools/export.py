@@ -46,10 +46,10 @@ def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metric
     import hashlib
 
     from mwsis.export.neutral import ExportFacts, export_backbone
-    from mwsis.training import build
+    from mwsis.training.config import typed
     from mwsis.training.run import load_run
 
-    run = build.typed(restore_config(state["config"]))
+    run = typed(restore_config(state["config"]))
     if "lidar" not in run.method.branches:
         raise ConfigError(f"{what}: method '{run.method.name}' trained no LiDAR branch, there is no backbone to export")
     models = dict(zip(("teacher", "student"), load_run(state, run, len(state["class_names"]), what), strict=True))

@@ -25,13 +25,13 @@ def main(arguments: list[str]) -> None:
     config = compose_run(overrides)
 
     from mwsis.core.files import write_json
-    from mwsis.training import build
+    from mwsis.training.config import typed
     from mwsis.training.evaluate import label_quality
-    from mwsis.training.run import prepare
+    from mwsis.training.prepare import build_source, prepare
 
-    run = build.typed(config)
+    run = typed(config)
     out = Path(own["out"])
-    prepared = prepare(run, build.build_source(run), progress_line)
+    prepared = prepare(run, build_source(run), progress_line)
     names, radii = prepared.source.class_names, tuple(run.data.radii)
     frames, labels = [], []
     for split in (prepared.train, prepared.val):

@@ -23,7 +23,8 @@ from mwsis.training.commands import compose_run, print_scores, progress_line, ru
 
 if TYPE_CHECKING:
     from mwsis.training.config import RunConfig
-    from mwsis.training.run import Prepared, RunFolder
+    from mwsis.training.folder import RunFolder
+    from mwsis.training.prepare import Prepared
 
 
 def main(arguments: list[str]) -> None:
@@ -32,13 +33,17 @@ def main(arguments: list[str]) -> None:
     if config.resume is not None and any(not argument.startswith("resume=") for argument in arguments):
         raise ConfigError("resume=... takes every setting from the run's config.yaml; remove the other arguments")
 
-    from mwsis.training import build
-    from mwsis.training.run import open_run, prepare, train
+    from mwsis.training.folder import open_run
+    from mwsis.training.prepare import build_source, importing, prepare
 
     began = time.monotonic()
     run, folder = open_run(config)
-    source = build.build_source(run)
-    prepared = prepare(run, source, progress_line)
+    source = build_source(run)
+    with importing("mwsis.training.run"):
+        prepared = prepare(run, source, progress_line)
+
+    from mwsis.training.run import train
+
     if not train(run, folder, prepared):
         print(f"\ninterrupted; continue with: uv run tools/train.py resume={folder.root}")
         raise KeyboardInterrupt

@@ -1,14 +1,12 @@
-"""From configuration to objects: source, transforms, models, method. Every number comes from `configs/`."""
+"""From configuration to objects: transforms, models, method. Every number comes from `configs/`."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_method
 from torch import nn
 
 from camera.segmentor import build_condinst
@@ -17,69 +15,26 @@ from fusion.segmentor import MultimodalSegmentor
 from fusion.step import Method, WeightedTerm
 from fusion.transforms import PairedTransform
 from lidar.point_head import semantic_loss
-from lidar.segmentor import build_unet_v2_segmentor
 from lidar.transforms import RotateScaleFlip
-from mwsis.core.errors import ConfigError, closest_name
 from mwsis.core.schedule import EMADecay, Ramp
-from mwsis.data.source import Source
-from mwsis.training.config import BranchOptimConfig, RunConfig, TermConfig
+from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, RunConfig, TermConfig, instantiated
 
-__all__ = ["build_method", "build_segmentor", "build_source", "build_transform", "typed"]
+__all__ = ["build_method", "build_segmentor", "build_transform"]
 
-NETWORKS = {"unet_v2": build_unet_v2_segmentor}
-BRANCHES = ("camera", "lidar")
 CAMERA_SEED, LIDAR_SEED = 1, 2
-
-
-def typed(config: DictConfig) -> RunConfig:
-    """Return the composed configuration as its dataclass.
-
-    Raises:
-        ConfigError: a value is out of its range or two settings exclude each other.
-    """
-    run: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    unknown = [branch for branch in run.method.branches if branch not in BRANCHES]
-    if unknown or not run.method.branches:
-        raise ConfigError(f"method.branches: expected some of {list(BRANCHES)}, got {run.method.branches}")
-    if run.lidar.network not in NETWORKS:
-        raise ConfigError(f"lidar.network: no '{run.lidar.network}'" + closest_name(run.lidar.network, NETWORKS))
-    for name, value in (
-        ("trainer.max_steps", run.trainer.max_steps),
-        ("trainer.frames_per_step", run.trainer.frames_per_step),
-        ("trainer.lidar_every", run.trainer.lidar_every),
-        ("trainer.checkpoint_every", run.trainer.checkpoint_every),
-        ("trainer.log_every", run.trainer.log_every),
-    ):
-        if value < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {value}")
-    if run.data.cameras_per_frame is not None and run.data.cameras_per_frame < 1:
-        raise ConfigError(f"data.cameras_per_frame: expected at least 1 or null, got {run.data.cameras_per_frame}")
-    if "lidar" not in run.method.branches and run.method.cscs.lidar_to_camera:
-        raise ConfigError("method.cscs.lidar_to_camera=true needs 'lidar' in method.branches")
-    if "camera" not in run.method.branches and run.method.cscs.camera_to_lidar:
-        raise ConfigError("method.cscs.camera_to_lidar=true needs 'camera' in method.branches")
-    return run
-
-
-def build_source(run: RunConfig) -> Source:
-    """Return the data set, checked as far as can be without reading all of it."""
-    source: Source = _instantiate(run.data.source, "data.source")
-    source.check()
-    return source
 
 
 def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
     """Return what turns frames into samples; without augmentation it is deterministic and keeps every camera."""
     widths = run.data.image_widths if augment else run.data.image_widths[-1:]
     cameras_per_frame = run.data.cameras_per_frame if augment else None
-    if augment and "camera" not in run.method.branches:
-        cameras_per_frame = 0
     return PairedTransform(
         camera=ResizeFlip(widths=widths),
         lidar=RotateScaleFlip(rotation_deg=run.data.rotation_deg, scale=run.data.scale_jitter),
         point_cloud_range=tuple(run.data.point_cloud_range),
         cameras_per_frame=cameras_per_frame,
         only_in_image=run.data.only_in_image,
+        load_images=not augment or "camera" in run.method.branches,
         augment=augment,
     )
 
@@ -102,12 +57,12 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
                 prior=run.camera.prior,
                 num_convs=run.camera.head_convs,
                 size_ranges=(*run.camera.size_ranges, math.inf),
-                refinement=_instantiate(run.camera.refinement, "camera.refinement") if run.camera.refinement else None,
+                refinement=instantiated(run.camera.refinement, "camera.refinement") if run.camera.refinement else None,
             )
             _set_bn_momentum(camera, run.camera.bn_momentum)
         if "lidar" in run.method.branches:
             torch.manual_seed(run.seed * 10 + LIDAR_SEED)
-            lidar = NETWORKS[run.lidar.network](
+            lidar = get_method(NETWORKS[run.lidar.network])(
                 num_classes,
                 voxel_size=tuple(run.lidar.voxel_size),
                 point_cloud_range=tuple(run.data.point_cloud_range),
@@ -125,13 +80,13 @@ def build_method(run: RunConfig) -> Method:
     config = run.method
     both = "camera" in config.branches and "lidar" in config.branches
     terms = {
-        name: WeightedTerm(_instantiate(term.term, f"method.camera_terms.{name}"), _ramp(term))
+        name: WeightedTerm(instantiated(term.term, f"method.camera_terms.{name}"), _ramp(term))
         for name, term in config.camera_terms.items()
         if term.enabled
     }
     return Method(
         camera_terms=terms if "camera" in config.branches else {},
-        mask_source=_instantiate(config.mask_source, "method.mask_source") if config.mask_source else None,
+        mask_source=instantiated(config.mask_source, "method.mask_source") if config.mask_source else None,
         lidar_to_camera=_ramp(config.lidar_to_camera) if both and config.lidar_to_camera.enabled else None,
         camera_to_lidar=_ramp(config.camera_to_lidar) if both and config.camera_to_lidar.enabled else None,
         record_votes_from=config.pvc_record if config.pvc and "lidar" in config.branches else None,
@@ -161,16 +116,6 @@ def _ema_maximum(run: RunConfig) -> float:
 
 def _ramp(term: TermConfig) -> Ramp:
     return Ramp(weight=term.weight, start=term.start, length=term.length)
-
-
-def _instantiate(node: Any, where: str) -> Any:
-    try:
-        return instantiate(node)
-    except Exception as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ConfigError | ValueError):
-            raise cause from None
-        raise ConfigError(f"{where}: {' '.join(str(cause).split())}") from error
 
 
 def _set_bn_momentum(module: nn.Module, momentum: float) -> None:

@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from mwsis.core.errors import ConfigError, closest_name
 
 __all__ = [
+    "BRANCHES",
+    "NETWORKS",
     "BranchOptimConfig",
     "CameraConfig",
     "DataConfig",
@@ -21,8 +26,14 @@ __all__ = [
     "RunConfig",
     "TermConfig",
     "TrainerConfig",
+    "instantiated",
     "register_schemas",
+    "typed",
 ]
+
+BRANCHES = ("camera", "lidar")
+NETWORKS = {"unet_v2": "lidar.segmentor.build_unet_v2_segmentor"}
+"""Builders of LiDAR networks by name, as import paths: a run is checked before anything heavy is imported."""
 
 
 @dataclass
@@ -42,14 +53,14 @@ class DataConfig:
     val_split: str = "val"
     # x0 y0 z0 x1 y1 z1, metres, vehicle frame: points outside never enter the network
     point_cloud_range: list[float] = MISSING
-    # points that fall on no image carry no label (published: true)
+    # leave out points that fall on none of the frame's loaded images: they carry no label (published: true)
     only_in_image: bool = True
     # image widths drawn from at training time, px; the last one is used for evaluation
     image_widths: list[int] = MISSING
     # rotation +-deg and relative scale of the sweep (MWSIS: 45, 0.05)
     rotation_deg: float = 45.0
     scale_jitter: float = 0.05
-    # cameras loaded per frame and training step; null = all
+    # cameras of a frame used in a training step, drawn anew each time; null = all, as published
     cameras_per_frame: int | None = None
     # class-wise clustering radii, metres, in class order (MWSIS section 3.1: .6 .1 .4)
     radii: list[float] = field(default_factory=lambda: [0.6, 0.1, 0.4])
@@ -214,3 +225,48 @@ class RunConfig:
 def register_schemas() -> None:
     """Tell hydra the schema, so that a wrong type or key is refused when the configuration is composed."""
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def typed(config: DictConfig) -> RunConfig:
+    """Return the composed configuration as its dataclass.
+
+    Raises:
+        ConfigError: a value is out of its range or two settings exclude each other.
+    """
+    run: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    unknown = [branch for branch in run.method.branches if branch not in BRANCHES]
+    if unknown or not run.method.branches:
+        raise ConfigError(f"method.branches: expected some of {list(BRANCHES)}, got {run.method.branches}")
+    if run.lidar.network not in NETWORKS:
+        raise ConfigError(f"lidar.network: no '{run.lidar.network}'" + closest_name(run.lidar.network, NETWORKS))
+    for name, value in (
+        ("trainer.max_steps", run.trainer.max_steps),
+        ("trainer.frames_per_step", run.trainer.frames_per_step),
+        ("trainer.lidar_every", run.trainer.lidar_every),
+        ("trainer.checkpoint_every", run.trainer.checkpoint_every),
+        ("trainer.log_every", run.trainer.log_every),
+    ):
+        if value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
+    if run.data.cameras_per_frame is not None and run.data.cameras_per_frame < 1:
+        raise ConfigError(f"data.cameras_per_frame: expected at least 1 or null, got {run.data.cameras_per_frame}")
+    if "lidar" not in run.method.branches and run.method.cscs.lidar_to_camera:
+        raise ConfigError("method.cscs.lidar_to_camera=true needs 'lidar' in method.branches")
+    if "camera" not in run.method.branches and run.method.cscs.camera_to_lidar:
+        raise ConfigError("method.cscs.camera_to_lidar=true needs 'camera' in method.branches")
+    return run
+
+
+def instantiated(node: Any, where: str) -> Any:
+    """Return the object that a `_target_` node describes.
+
+    Raises:
+        ConfigError: it cannot be made; ``where`` names the setting.
+    """
+    try:
+        return instantiate(node)
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ConfigError | ValueError):
+            raise cause from None
+        raise ConfigError(f"{where}: {' '.join(str(cause).split())}") from error

@@ -14,7 +14,8 @@ from mwsis.evaluation.predictions import FramePrediction, score
 from mwsis.training import build
 from mwsis.training.config import RunConfig
 from mwsis.training.inference import predict
-from mwsis.training.run import Prepared, load_run
+from mwsis.training.prepare import Prepared
+from mwsis.training.run import load_run
 
 __all__ = ["LABEL_METHODS", "evaluate_run", "label_quality", "trained_from"]
 

@@ -1,157 +1,34 @@
-"""A run from configuration to trained weights: check, prepare frames and labels, train, resume.
+"""Train a run, from its first step or from where it was interrupted: Lightning around `fusion.step`.
 
-check_run     everything that can be wrong is found before any work starts
-prepare       frame stores and spatial labels, cached
-train         Lightning around `fusion.step`
-load_run      a finished run for evaluation, export and report
+Before: `folder.py` (where it is kept), `prepare.py` (frames and labels). After: `evaluate.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from fusion.segmentor import MultimodalSegmentor
-from fusion.spatial_labels import spatial_labels
 from fusion.step import PretrainingStep
 from fusion.vote_history import VoteHistory
-from lidar.rings import ring_segments
-from mwsis.core.errors import ConfigError
 from mwsis.core.files import atomic_write
-from mwsis.core.frame import Frame
 from mwsis.data.dataset import FrameDataset, collate
-from mwsis.data.label_cache import FrameLabels, LabelCache, build_label_cache
 from mwsis.data.sampler import ResumableSampler
-from mwsis.data.source import Source
-from mwsis.data.store import FrameStore, build_store
 from mwsis.training import build, checkpoint
 from mwsis.training.callbacks import LossLog, SaveAndStop
-from mwsis.training.commands import restore_config
 from mwsis.training.config import RunConfig
+from mwsis.training.folder import RunFolder
 from mwsis.training.module import PretrainingModule
+from mwsis.training.prepare import Prepared, Split
 
-__all__ = ["Prepared", "RunFolder", "Split", "load_run", "open_run", "prepare", "train"]
-
-OnProgress = Callable[[str, int, int], None]
-LABEL_VERSION = 2
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps what."""
-
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "checkpoints" / "last.ckpt"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.json"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def export(self) -> Path:
-        return self.root / "export"
-
-    @property
-    def losses(self) -> Path:
-        return self.root / "losses.csv"
-
-    @property
-    def votes(self) -> Path:
-        return self.root / "vote_history.u16"
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Frames of one split with the labels made from their 2D boxes."""
-
-    frames: FrameStore
-    labels: LabelCache
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A data set ready to train on."""
-
-    source: Source
-    train: Split
-    val: Split
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.source.class_names)
-
-
-def open_run(config: DictConfig) -> tuple[RunConfig, RunFolder]:
-    """Create the folder of a new run, or reopen the one named by ``resume``.
-
-    Raises:
-        ConfigError: ``resume`` names no run, or ``out`` already holds one.
-    """
-    if config.resume is not None:
-        folder = RunFolder(Path(config.resume))
-        if not folder.config.is_file():
-            raise ConfigError(f"resume={config.resume}: expected a run folder with config.yaml in it")
-        return build.typed(restore_config(folder.config.read_text(encoding="utf-8"))), folder
-    run = build.typed(config)
-    name = f"{run.method.name}-{run.data.name}-s{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder(Path(run.out) if run.out else Path("runs") / name)
-    if folder.config.exists():
-        raise ConfigError(f"out={folder.root}: already holds a run; continue it with resume={folder.root}")
-    return run, folder
-
-
-def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared:
-    """Build or reopen the frame stores and the spatial labels of both splits."""
-    home = Path(run.data.cache) / f"{run.data.name}-{source.fingerprint()[:12]}"
-    splits = []
-    for split in (run.data.train_split, run.data.val_split):
-        frames = build_store(
-            source, split, home / split, partial(on_progress, f"{split} frames"), workers=run.data.cache_workers
-        )
-        splits.append(
-            Split(frames, label_split(run, frames, home / f"{split}-labels", partial(on_progress, f"{split} labels")))
-        )
-    return Prepared(source, *splits)
-
-
-def label_split(
-    run: RunConfig, frames: FrameStore, folder: Path, on_progress: Callable[[int, int], None]
-) -> LabelCache:
-    """Return the spatial labels of a split, made from 2D boxes once per frame."""
-    rings, clustering = run.method.spg and run.method.spg_rings, run.method.spg
-    settings = f"{LABEL_VERSION} rings={rings} clustering={clustering} radii={run.data.radii}"
-    key = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    labeller = partial(_label, rings=rings, clustering=clustering, radii=tuple(run.data.radii))
-    return build_label_cache(frames, labeller, folder / key, f"{frames.fingerprint} {settings}", on_progress)
-
-
-def _label(frame: Frame, rings: bool, clustering: bool, radii: tuple[float, ...]) -> FrameLabels:
-    segments = ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
-    return FrameLabels(spatial_labels(frame, segments, rings=rings, clustering=clustering, radii=radii), segments)
+__all__ = ["build_step", "load_run", "train"]
 
 
 def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:

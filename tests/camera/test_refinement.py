@@ -23,7 +23,7 @@ def test_equals_the_slow_form_where_masks_fill_the_image(cell):
     generator = torch.Generator().manual_seed(cell)
     images = torch.randint(90, 130, (2, 3, 16, 24), dtype=torch.uint8, generator=generator)
     prob = torch.rand(3, 4, 6, generator=generator)
-    settings = dict(strength=0.7, sharpness=0.2, iterations=3, steps=(1, 3), cell=cell)
+    settings = {"strength": 0.7, "sharpness": 0.2, "iterations": 3, "steps": (1, 3), "cell": cell}
     image_index = torch.tensor([0, 1, 1])
     found = ColorRefinement(**settings)(prob, image_index, batch(images))
     for one, image, result in zip(prob, image_index.tolist(), found, strict=True):
@@ -59,7 +59,11 @@ def test_a_blurred_mask_snaps_to_the_colours():
 
 def test_no_masks():
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    assert ColorRefinement()(torch.zeros(0, 8, 8), torch.zeros(0, dtype=torch.int64), batch(images)).shape == (0, 16, 16)
+    assert ColorRefinement()(torch.zeros(0, 8, 8), torch.zeros(0, dtype=torch.int64), batch(images)).shape == (
+        0,
+        16,
+        16,
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"cell": 3}, {"strength": 0.0}, {"steps": (0, 2)}, {"iterations": 0}])

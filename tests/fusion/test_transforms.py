@@ -91,21 +91,35 @@ def test_rows_follow_their_points() -> None:
     assert sample.frame_index == 11
 
 
-def test_lidar_input_does_not_depend_on_the_cameras_loaded() -> None:
+def test_points_are_those_that_the_chosen_cameras_see() -> None:
     frame = random_frame(3, 400, num_cameras=4)
-    reference = sample_of(TRANSFORM, frame, seed=3)
-    for cameras_per_frame in (0, 1, 2, 9):
+    full = sample_of(TRANSFORM, frame, seed=3)
+    for cameras_per_frame in (1, 2, 9):
         sample = sample_of(replace(TRANSFORM, cameras_per_frame=cameras_per_frame), frame, seed=3)
         assert len(sample.images) == len(sample.labels) == min(cameras_per_frame, 4)
-        assert torch.equal(sample.xyz, reference.xyz)
-        assert torch.equal(sample.point_index, reference.point_index)
+        assert (sample.pixels.camera_index >= 0).any(1).all()
         assert int(sample.pixels.camera_index.max()) == min(cameras_per_frame, 4) - 1
+        among = torch.isin(full.point_index, sample.point_index)
+        assert among.sum() == len(sample.xyz)
+        assert torch.equal(sample.xyz, full.xyz[among])
+
+
+@pytest.mark.parametrize("only_in_image", [True, False])
+def test_lidar_input_does_not_depend_on_whether_images_are_loaded(only_in_image: bool) -> None:
+    frame = random_frame(3, 400, num_cameras=4)
+    transform = replace(TRANSFORM, cameras_per_frame=2, only_in_image=only_in_image)
+    sample = sample_of(transform, frame, seed=3)
+    blind = sample_of(replace(transform, load_images=False), frame, seed=3)
+    assert blind.images == blind.labels == ()
+    assert torch.equal(sample.xyz, blind.xyz)
+    assert torch.equal(sample.point_index, blind.point_index)
 
 
 def test_links_point_to_the_loaded_cameras() -> None:
     frame = random_frame(3, 400, num_cameras=4)
-    full = sample_of(TRANSFORM, frame, seed=3)
-    some = sample_of(replace(TRANSFORM, cameras_per_frame=2), frame, seed=3)
+    transform = replace(TRANSFORM, only_in_image=False)
+    full = sample_of(transform, frame, seed=3)
+    some = sample_of(replace(transform, cameras_per_frame=2), frame, seed=3)
     chosen = [next(i for i, image in enumerate(full.images) if torch.equal(image, loaded)) for loaded in some.images]
     assert chosen == sorted(chosen)
     for position, camera in enumerate(chosen):
@@ -165,4 +179,4 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="point_cloud_range"):
         replace(TRANSFORM, point_cloud_range=(0, 0, 0, 1, 1, 0))
     with pytest.raises(ConfigError, match="cameras_per_frame"):
-        replace(TRANSFORM, cameras_per_frame=-1)
+        replace(TRANSFORM, cameras_per_frame=0)

@@ -12,7 +12,14 @@ from camera.affinity import rgb_to_lab
 
 
 def refined(
-    prob: Tensor, image: Tensor, *, strength: float, sharpness: float, iterations: int, steps: tuple[int, ...], cell: int
+    prob: Tensor,
+    image: Tensor,
+    *,
+    strength: float,
+    sharpness: float,
+    iterations: int,
+    steps: tuple[int, ...],
+    cell: int,
 ) -> Tensor:
     """Return one (h, w) mask at stride 4 refined on a (3, H, W) uint8 image, (h * 4 / cell, w * 4 / cell)."""
     if cell < 4:

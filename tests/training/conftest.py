@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mwsis.training import build
 from mwsis.training.commands import compose_run
-from mwsis.training.run import prepare
+from mwsis.training.config import typed
+from mwsis.training.prepare import build_source, prepare
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def tiny_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def compose_tiny(tiny_cache):
     def compose(*overrides):
-        return build.typed(compose_run(["experiment=smoke", f"data.cache={tiny_cache}", *overrides]))
+        return typed(compose_run(["experiment=smoke", f"data.cache={tiny_cache}", *overrides]))
 
     return compose
 
@@ -25,6 +25,6 @@ def compose_tiny(tiny_cache):
 @pytest.fixture(scope="session")
 def prepare_tiny():
     def prepared(run):
-        return prepare(run, build.build_source(run), lambda *progress: None)
+        return prepare(run, build_source(run), lambda *progress: None)
 
     return prepared

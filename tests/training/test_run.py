@@ -13,7 +13,9 @@ from mwsis.core.frame import FrameTruth
 from mwsis.core.instances import MaskSet
 from mwsis.training.checkpoint import read_run_checkpoint
 from mwsis.training.evaluate import evaluate_run
-from mwsis.training.run import Prepared, RunFolder, Split, train
+from mwsis.training.folder import RunFolder
+from mwsis.training.prepare import Prepared, Split
+from mwsis.training.run import train
 
 
 def run_to_end(run, prepared, root):
@@ -139,7 +141,7 @@ def test_poisoned_ground_truth_changes_no_bit_of_twenty_steps(tmp_path, compose_
 
 
 def test_poisoned_ground_truth_changes_no_label(compose_tiny, prepare_tiny):
-    from mwsis.training.run import _label
+    from mwsis.training.prepare import _label
 
     run = compose_tiny()
     frames = prepare_tiny(run).train.frames

@@ -1,0 +1,69 @@
+"""A run's folder: where it keeps what, made new or reopened. Light, so that a wrong setting is refused at once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from mwsis.core.errors import ConfigError
+from mwsis.training.commands import restore_config
+from mwsis.training.config import RunConfig, typed
+
+__all__ = ["RunFolder", "open_run"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    @property
+    def losses(self) -> Path:
+        return self.root / "losses.csv"
+
+    @property
+    def votes(self) -> Path:
+        return self.root / "vote_history.u16"
+
+
+def open_run(config: DictConfig) -> tuple[RunConfig, RunFolder]:
+    """Create the folder of a new run, or reopen the one named by ``resume``.
+
+    Raises:
+        ConfigError: ``resume`` names no run, or ``out`` already holds one.
+    """
+    if config.resume is not None:
+        folder = RunFolder(Path(config.resume))
+        if not folder.config.is_file():
+            raise ConfigError(f"resume={config.resume}: expected a run folder with config.yaml in it")
+        return typed(restore_config(folder.config.read_text(encoding="utf-8"))), folder
+    run = typed(config)
+    name = f"{run.method.name}-{run.data.name}-s{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder(Path(run.out) if run.out else Path("runs") / name)
+    if folder.config.exists():
+        raise ConfigError(f"out={folder.root}: already holds a run; continue it with resume={folder.root}")
+    return run, folder
