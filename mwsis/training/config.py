@@ -108,6 +108,8 @@ class CameraConfig:
     # distance of the pixel pairs compared by colour, cells of 4 px (BoxInst: 2, for images 1333 px wide)
     pair_dilation: int = 2
     bn_momentum: float = 0.1
+    # candidates at or below are dropped at prediction (CondInst: .05)
+    score_threshold: float = 0.05
     # `_target_` of what sharpens predicted masks; null = nothing, as published
     refinement: Any = None
     optim: BranchOptimConfig = field(default_factory=BranchOptimConfig)
