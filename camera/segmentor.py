@@ -70,6 +70,7 @@ class CondInst(nn.Module):
         nms_iou: overlap above which the weaker of two boxes of a class is dropped.
         candidates_per_level: most candidates a level keeps.
         max_per_image: most detections of an image.
+        box_weight: factor of the box loss (published: 1).
         refinement: sharpens predicted masks, not those that are trained (*generalised*; None is published).
 
     Source: CondInst (ECCV 2020) on FCOS; prediction settings 0.05, 0.6, 1000, 100.
@@ -89,6 +90,7 @@ class CondInst(nn.Module):
         nms_iou: float = 0.6,
         candidates_per_level: int = 1000,
         max_per_image: int = 100,
+        box_weight: float = 1.0,
         refinement: ColorRefinement | None = None,
     ) -> None:
         super().__init__()
@@ -103,6 +105,7 @@ class CondInst(nn.Module):
         self.nms_iou = nms_iou
         self.candidates_per_level = candidates_per_level
         self.max_per_image = max_per_image
+        self.box_weight = box_weight
         self.refinement = refinement
 
     def dense(self, images: ImageBatch) -> Dense:
@@ -147,7 +150,8 @@ class CondInst(nn.Module):
 
     def detection_loss(self, dense: Dense, positives: Positives) -> dict[str, Tensor]:
         """Return the scalars ``classification``, ``box`` and ``centerness`` over *all* positives (not a sample)."""
-        return detection_losses(dense.head, dense.locations, positives)
+        losses = detection_losses(dense.head, dense.locations, positives)
+        return losses | {"box": self.box_weight * losses["box"]}
 
     @torch.no_grad()
     def evidence(self, dense: Dense, positives: Positives) -> tuple[Tensor, Tensor]:
@@ -229,7 +233,7 @@ def build_condinst(
     prior: float = 0.01,
     box_bias: float = 2.0,
     random_mask_start: bool = True,
-    **prediction: Any,
+    **settings: Any,
 ) -> CondInst:
     """Return a segmentor built from plain settings.
 
@@ -251,7 +255,7 @@ def build_condinst(
         prior: score every class starts with.
         box_bias: initial distance to each side in strides (published: 0; 2 keeps the ReLU alive from the first step).
         random_mask_start: every object starts from one random mask network, see `camera.condinst.Controller`.
-        **prediction: ``score_threshold``, ``nms_iou``, ``candidates_per_level``, ``max_per_image``, ``refinement``.
+        **settings: further ones of `CondInst`: ``box_weight``, ``score_threshold``, ``nms_iou``, ``candidates_per_level``, ``max_per_image``, ``refinement``.
 
     Raises:
         ConfigError: a setting does not fit the others.
@@ -280,5 +284,5 @@ def build_condinst(
         controller=Controller(channels, mask_channels, random_start=random_mask_start),
         mask_head=DynamicMaskHead(mask_channels, _position_scale(size_ranges)),
         size_ranges=size_ranges,
-        **prediction,
+        **settings,
     )

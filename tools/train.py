@@ -1,6 +1,6 @@
 """Train both branches from 2D boxes, then evaluate, export the 3D backbone and write the report.
 
-    uv run tools/train.py                                    the embedded street world, five minutes on two cores
+    uv run tools/train.py                                    the embedded street world, some five minutes on two cores
     uv run tools/train.py method=frustum seed=1              another method (configs/method), another seed
     uv run tools/train.py experiment=kitti_mini data.root=D  a KITTI folder
     uv run tools/train.py resume=RUN                         continue a run that was interrupted (ctrl-C saves first)

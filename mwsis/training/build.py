@@ -57,6 +57,7 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
                 prior=run.camera.prior,
                 num_convs=run.camera.head_convs,
                 size_ranges=(*run.camera.size_ranges, math.inf),
+                box_weight=run.camera.box_weight,
                 score_threshold=run.camera.score_threshold,
                 refinement=instantiated(run.camera.refinement, "camera.refinement") if run.camera.refinement else None,
             )

@@ -105,6 +105,9 @@ class CameraConfig:
     # FCOS: largest side regressed on each pyramid level, px of the network input
     size_ranges: list[float] = field(default_factory=lambda: [64.0, 128.0, 256.0, 512.0])
     masks_per_image: int = 64
+    # factors of two losses (published: 1); more lets a short training spend itself on where objects end
+    box_weight: float = 1.0
+    projection_weight: float = 1.0
     # distance of the pixel pairs compared by colour, cells of 4 px (BoxInst: 2, for images 1333 px wide)
     pair_dilation: int = 2
     bn_momentum: float = 0.1
