@@ -22,7 +22,7 @@ __all__ = ["ColorRefinement"]
 SURE = 0.02
 """Mask probabilities are kept this far from 0 and 1, so that colours can overrule any of them."""
 POSSIBLE = 0.1
-"""What a mask may cover: cells outside the extent of all above it, widened by the longest step, are left as they are."""
+"""Cells outside the extent of what lies above, widened by the longest step, are left as they are."""
 
 
 class ColorRefinement:

@@ -255,7 +255,8 @@ def build_condinst(
         prior: score every class starts with.
         box_bias: initial distance to each side in strides (published: 0; 2 keeps the ReLU alive from the first step).
         random_mask_start: every object starts from one random mask network, see `camera.condinst.Controller`.
-        **settings: further ones of `CondInst`: ``box_weight``, ``score_threshold``, ``nms_iou``, ``candidates_per_level``, ``max_per_image``, ``refinement``.
+        **settings: further ones of `CondInst`: ``box_weight``, ``score_threshold``, ``nms_iou``,
+            ``candidates_per_level``, ``max_per_image``, ``refinement``.
 
     Raises:
         ConfigError: a setting does not fit the others.

@@ -163,7 +163,7 @@ def test_poisoned_ground_truth_changes_no_label(compose_tiny, prepare_tiny):
     ],
 )
 def test_switches_decide_which_losses_exist(tmp_path, compose_tiny, prepare_tiny, overrides, present, absent):
-    run = compose_tiny("trainer.max_steps=4", *overrides)
+    run = compose_tiny("trainer.max_steps=6", *overrides)
     run_to_end(run, prepare_tiny(run), tmp_path / "run")
     names = {line.split(",")[1] for line in (tmp_path / "run" / "losses.csv").read_text().splitlines()[1:]}
     assert present in names
