@@ -53,7 +53,7 @@ def test_a_blurred_mask_snaps_to_the_colours():
         wanted = shape[:: 96 // len(mask), :: 96 // len(mask)]
         return float((mask & wanted).sum() / (mask | wanted).sum())
 
-    assert iou(blurred[0] > 0.5) < 0.5
+    assert iou(blurred[0] > 0.5) < 0.6
     assert iou(found) > 0.85
 
 

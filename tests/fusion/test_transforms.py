@@ -83,7 +83,9 @@ def test_rows_follow_their_points() -> None:
     assert torch.equal(sample.point_feats, frame.points.point_feats[rows])
     assert torch.equal(sample.ring_segment_id, labels.ring_segment_id[rows])
     assert torch.equal(sample.pseudo.instance_ids, rows)
-    matrix = TRANSFORM.lidar.draw(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    TRANSFORM._images(frame.cameras, generator)  # images draw first
+    matrix = TRANSFORM.lidar.draw(generator)
     assert torch.allclose(sample.xyz, frame.points.xyz[rows] @ matrix.T, atol=1e-5)
     assert in_range(sample.xyz, RANGE).all()
     assert in_range(frame.points.xyz[rows], RANGE).all()
