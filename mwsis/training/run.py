@@ -40,7 +40,8 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
     torch.manual_seed(run.seed)
     # Makes CPU threads add in one order; without it a resumed run could differ in the last bit.
     torch.use_deterministic_algorithms(run.trainer.accelerator == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a fifth of the time
+    # The fill of new memory that comes with it is a debugging aid and costs a fifth of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     config_yaml = OmegaConf.to_yaml(OmegaConf.structured(run))
     folder.root.mkdir(parents=True, exist_ok=True)
     if not folder.config.exists():
