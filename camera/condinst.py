@@ -16,7 +16,7 @@ from torch.nn import functional
 from camera.fcos import Cells, Locations, norm_groups
 from mwsis.core.instances import MaskSet
 
-__all__ = ["Controller", "DynamicMaskHead", "MaskBranch", "aligned_bilinear", "num_dynamic_params", "paste_masks"]
+__all__ = ["Controller", "DynamicMaskHead", "MaskBranch", "aligned_bilinear", "extent", "num_dynamic_params", "paste_masks"]
 
 HIDDEN = 8
 """Width of the two hidden layers (CondInst, section 4)."""
@@ -194,8 +194,8 @@ class DynamicMaskHead(nn.Module):
         return torch.cat(parts).reshape(-1, HIDDEN, *mask_feats.shape[-2:])
 
 
-def _occupied(line: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first and last True of each row of (K, n); first > last where there is none."""
+def extent(line: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first and last True of each row of (K, n) bool, (K,) int64 each; first > last where there is none."""
     place = torch.arange(line.shape[1], device=line.device)
     return place.where(line, line.shape[1]).amin(1), place.where(line, -1).amax(1)
 
@@ -237,8 +237,8 @@ def paste_masks(prob: Tensor, size: tuple[int, int], original: tuple[int, int], 
     Source: CondInst enlarges to the input, then to the recorded size; here in one step (*simplified*), threshold 0.5.
     """
     likely = prob > MASK_THRESHOLD
-    rows = _pixel_range(*_occupied(likely.any(2)), size[0], original[0], stride)
-    cols = _pixel_range(*_occupied(likely.any(1)), size[1], original[1], stride)
+    rows = _pixel_range(*extent(likely.any(2)), size[0], original[0], stride)
+    cols = _pixel_range(*extent(likely.any(1)), size[1], original[1], stride)
     boxes = torch.stack([cols[0], rows[0], cols[1], rows[1]], 1)
     boxes = boxes * ((boxes[:, 2:] > boxes[:, :2]).all(1) & likely.flatten(1).any(1))[:, None]
     boxes, crops = boxes.cpu(), []

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from camera.affinity import CELL, rgb_to_lab
-from mwsis.core.batch import ImageBatch
+from camera.condinst import extent
 from mwsis.core.errors import ConfigError
 
 __all__ = ["ColorRefinement"]
@@ -66,13 +66,12 @@ class ColorRefinement:
         self.reach = max(steps)
 
     @torch.no_grad()
-    def __call__(self, prob: Tensor, image_index: Tensor, images: ImageBatch) -> Tensor:
+    def __call__(self, prob: Tensor, image: Tensor) -> Tensor:
         """Return refined masks.
 
         Args:
             prob: (K, h, w) float in [0, 1], stride 4.
-            image_index: (K,) int64.
-            images: the batch the masks lie on.
+            image: (3, 4 h, 4 w) uint8 RGB, the image the masks lie on.
 
         Returns:
             (K, h * 4 / cell, w * 4 / cell) float32 in [0, 1], stride ``cell``.
@@ -89,9 +88,8 @@ class ColorRefinement:
         rows, cols = row + steps[:, :1], col + steps[:, 1:]
         onto = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
         rows, cols = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
-        lab = rgb_to_lab(functional.avg_pool2d(images.images.float(), self.cell)).permute(0, 2, 3, 1)
-        image = image_index[mask]
-        distance = (lab[image, row, col] - lab[image, rows, cols]).norm(dim=-1)
+        lab = rgb_to_lab(functional.avg_pool2d(image[None].float(), self.cell))[0].permute(1, 2, 0)
+        distance = (lab[row, col] - lab[rows, cols]).norm(dim=-1)
         pull = self.strength * (-self.sharpness * distance).exp() * onto
         place, neighbour = (mask * height + row) * width + col, (mask * height + rows) * width + cols
         belief = prob.flatten().clone()
@@ -106,8 +104,7 @@ class ColorRefinement:
         inside = []
         for line, size in ((possible.any(2), height), (possible.any(1), width)):
             ticks = torch.arange(size, device=possible.device)
-            first = ticks.where(line, size).amin(1, keepdim=True) - self.reach
-            last = ticks.where(line, -1).amax(1, keepdim=True) + self.reach
-            inside.append((ticks >= first) & (ticks <= last) & line.any(1, keepdim=True))
+            first, last = (end[:, None] for end in extent(line))
+            inside.append((ticks >= first - self.reach) & (ticks <= last + self.reach) & (first <= last))
         mask, row, col = (inside[0][:, :, None] & inside[1][:, None, :]).nonzero(as_tuple=True)
         return mask, row, col

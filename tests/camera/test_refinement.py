@@ -2,15 +2,8 @@ import pytest
 import torch
 
 from camera.refinement import ColorRefinement
-from mwsis.core.batch import ImageBatch
 from mwsis.core.errors import ConfigError
-from mwsis.core.instances import Boxes2D
 from tests.reference.refinement import refined
-
-
-def batch(images):
-    size = torch.tensor([images.shape[2:]] * len(images))
-    return ImageBatch(images, size, size, tuple(Boxes2D.empty() for _ in images))
 
 
 def disc(height, width, radius, centre):
@@ -21,20 +14,19 @@ def disc(height, width, radius, centre):
 @pytest.mark.parametrize("cell", [1, 2, 4])
 def test_equals_the_slow_form_where_masks_fill_the_image(cell):
     generator = torch.Generator().manual_seed(cell)
-    images = torch.randint(90, 130, (2, 3, 16, 24), dtype=torch.uint8, generator=generator)
+    image = torch.randint(90, 130, (3, 16, 24), dtype=torch.uint8, generator=generator)
     prob = torch.rand(3, 4, 6, generator=generator)
     settings = {"strength": 0.7, "sharpness": 0.2, "iterations": 3, "steps": (1, 3), "cell": cell}
-    image_index = torch.tensor([0, 1, 1])
-    found = ColorRefinement(**settings)(prob, image_index, batch(images))
-    for one, image, result in zip(prob, image_index.tolist(), found, strict=True):
-        torch.testing.assert_close(result, refined(one, images[image], **settings), atol=1e-5, rtol=1e-4)
+    found = ColorRefinement(**settings)(prob, image)
+    for one, result in zip(prob, found, strict=True):
+        torch.testing.assert_close(result, refined(one, image, **settings), atol=1e-5, rtol=1e-4)
 
 
 def test_cells_out_of_reach_keep_their_value():
-    images = torch.full((1, 3, 64, 128), 128, dtype=torch.uint8)
+    image = torch.full((3, 64, 128), 128, dtype=torch.uint8)
     prob = torch.full((2, 16, 32), 0.05)
     prob[0, 4, 4] = 0.9
-    found = ColorRefinement(cell=4, steps=(2,))(prob, torch.zeros(2, dtype=torch.int64), batch(images))
+    found = ColorRefinement(cell=4, steps=(2,))(prob, image)
     assert torch.equal(found[1], prob[1])  # nothing possible: nothing changes
     changed = (found[0] != prob[0]).nonzero()
     assert changed.amin(0).tolist() == [2, 2]
@@ -43,11 +35,11 @@ def test_cells_out_of_reach_keep_their_value():
 
 def test_a_blurred_mask_snaps_to_the_colours():
     shape = disc(96, 128, 22, (48, 60))
-    images = torch.where(shape, 200, 60).to(torch.uint8).expand(1, 3, -1, -1).contiguous()
+    image = torch.where(shape, 200, 60).to(torch.uint8).expand(3, -1, -1)
     row, col = torch.meshgrid(torch.arange(24) * 4 + 2, torch.arange(32) * 4 + 2, indexing="ij")
     far = ((row - 44.0) ** 2 + (col - 66.0) ** 2).sqrt()  # too large, and 7 pixels off
     blurred = ((30 - far) / 8).sigmoid()[None]
-    found = ColorRefinement()(blurred, torch.zeros(1, dtype=torch.int64), batch(images))[0] > 0.5
+    found = ColorRefinement()(blurred, image)[0] > 0.5
 
     def iou(mask):
         wanted = shape[:: 96 // len(mask), :: 96 // len(mask)]
@@ -58,12 +50,8 @@ def test_a_blurred_mask_snaps_to_the_colours():
 
 
 def test_no_masks():
-    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    assert ColorRefinement()(torch.zeros(0, 8, 8), torch.zeros(0, dtype=torch.int64), batch(images)).shape == (
-        0,
-        16,
-        16,
-    )
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    assert ColorRefinement()(torch.zeros(0, 8, 8), image).shape == (0, 16, 16)
 
 
 @pytest.mark.parametrize("wrong", [{"cell": 3}, {"strength": 0.0}, {"steps": (0, 2)}, {"iterations": 0}])
