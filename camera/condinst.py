@@ -16,7 +16,15 @@ from torch.nn import functional
 from camera.fcos import Cells, Locations, norm_groups
 from mwsis.core.instances import MaskSet
 
-__all__ = ["Controller", "DynamicMaskHead", "MaskBranch", "aligned_bilinear", "extent", "num_dynamic_params", "paste_masks"]
+__all__ = [
+    "Controller",
+    "DynamicMaskHead",
+    "MaskBranch",
+    "aligned_bilinear",
+    "extent",
+    "num_dynamic_params",
+    "paste_masks",
+]
 
 HIDDEN = 8
 """Width of the two hidden layers (CondInst, section 4)."""

@@ -14,7 +14,8 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -32,7 +33,7 @@ from mwsis.core.geometry import CameraModel
 from mwsis.core.instances import Boxes2D, MaskSet, PointLabels
 from mwsis.data.source import Source
 
-__all__ = ["FrameStore", "Record", "RecordFile", "build_store", "write_frames", "write_records"]
+__all__ = ["FrameStore", "Record", "RecordFile", "build_store", "worker_pool", "write_frames", "write_records"]
 
 FORMAT = 1
 """Raise it when files of an older version can no longer be read; part of every fingerprint."""
@@ -297,20 +298,32 @@ class FrameStore(Sequence[Frame]):
         return self._open[path]
 
 
+@contextmanager
+def worker_pool(workers: int) -> Iterator[Executor | None]:
+    """Yield processes for `build_store`, or None for a single one; they start when they are first needed.
+
+    Starting one costs seconds, so ask for several where reading a frame is slow, and use them for all splits.
+    """
+    if workers <= 1:
+        yield None
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _single_thread) as pool:
+        yield pool
+
+
 def build_store(
-    source: Source, split: str, root: Path | str, on_progress: Progress | None = None, workers: int = 1
+    source: Source, split: str, root: Path | str, on_progress: Progress | None = None, pool: Executor | None = None
 ) -> FrameStore:
     """Write a split to a folder of one file per segment, or open it when it is there and complete.
 
     Segments already written from the same source and settings are kept, so an interrupted call continues.
 
     Args:
-        source: picklable if ``workers`` > 1.
+        source: picklable if a pool is given.
         split: a split of the source.
         root: folder of the store; files of an older state of the source are replaced.
         on_progress: called with frames done and frames in all.
-        workers: processes, each writing one segment at a time; starting one costs seconds, so use more than one where
-            reading a frame is slow.
+        pool: processes that write a segment each, see `worker_pool`; None writes one after the other in this one.
 
     Returns:
         The complete store, frames segment by segment in the order in which the split first names them.
@@ -332,38 +345,37 @@ def build_store(
         segments.setdefault(source.segment_of(frame_id), []).append(frame_id)
     jobs = {root / f"{_file_name(segment)}.arrow": ids for segment, ids in segments.items()}
     assert len(jobs) == len(segments), "segment names must differ as file names"
-    _write_segments(source, jobs, fingerprint, on_progress or (lambda done, total: None), workers)
+    _write_segments(source, jobs, fingerprint, on_progress or (lambda done, total: None), pool)
     entries = [_segment_entry(path, segment) for path, segment in zip(jobs, segments, strict=True)]
     write_json(root / INDEX, {"format": FORMAT, "fingerprint": fingerprint, "split": split, "segments": entries})
     return FrameStore(root)
 
 
 def _write_segments(
-    source: Source, jobs: dict[Path, list[str]], fingerprint: str, on_progress: Progress, workers: int
+    source: Source, jobs: dict[Path, list[str]], fingerprint: str, on_progress: Progress, pool: Executor | None
 ) -> None:
     """Write the segments that are not there yet."""
     total = sum(map(len, jobs.values()))
     missing = {path: ids for path, ids in jobs.items() if not _holds(path, ids, fingerprint)}
     done = total - sum(map(len, missing.values()))
     on_progress(done, total)
-    if min(workers, len(missing)) <= 1:
+    if pool is None:
         for path, ids in missing.items():
             counted = _counted((source.read(frame_id) for frame_id in ids), done, total, on_progress)
             write_frames(path, counted, fingerprint)
             done += len(ids)
         return
-    with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), _single_thread) as pool:
-        futures: dict[Future[None], int] = {
-            pool.submit(_write_segment, source, path, ids, fingerprint): len(ids) for path, ids in missing.items()
-        }
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done += futures[future]
-                on_progress(done, total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    futures: dict[Future[None], int] = {
+        pool.submit(_write_segment, source, path, ids, fingerprint): len(ids) for path, ids in missing.items()
+    }
+    try:
+        for future in as_completed(futures):
+            future.result()
+            done += futures[future]
+            on_progress(done, total)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _write_segment(source: Source, path: Path, frame_ids: list[str], fingerprint: str) -> None:

@@ -19,7 +19,7 @@ from lidar.rings import ring_segments
 from mwsis.core.frame import Frame
 from mwsis.data.label_cache import FrameLabels, LabelCache, build_label_cache
 from mwsis.data.source import Source
-from mwsis.data.store import FrameStore, build_store
+from mwsis.data.store import FrameStore, build_store, worker_pool
 from mwsis.training.config import RunConfig, instantiated
 
 __all__ = ["Prepared", "Split", "build_source", "importing", "prepare"]
@@ -69,13 +69,11 @@ def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared
     """Build or reopen the frame stores and the spatial labels of both splits."""
     home = Path(run.data.cache) / f"{run.data.name}-{source.fingerprint()[:12]}"
     splits = []
-    for split in (run.data.train_split, run.data.val_split):
-        frames = build_store(
-            source, split, home / split, partial(on_progress, f"{split} frames"), workers=run.data.cache_workers
-        )
-        splits.append(
-            Split(frames, label_split(run, frames, home / f"{split}-labels", partial(on_progress, f"{split} labels")))
-        )
+    with worker_pool(run.data.cache_workers) as pool:
+        for split in (run.data.train_split, run.data.val_split):
+            frames = build_store(source, split, home / split, partial(on_progress, f"{split} frames"), pool)
+            on_label = partial(on_progress, f"{split} labels")
+            splits.append(Split(frames, label_split(run, frames, home / f"{split}-labels", on_label)))
     return Prepared(source, *splits)
 
 

@@ -16,7 +16,8 @@ def test_equals_the_slow_form_where_masks_fill_the_image(cell):
     generator = torch.Generator().manual_seed(cell)
     image = torch.randint(90, 130, (3, 16, 24), dtype=torch.uint8, generator=generator)
     prob = torch.rand(3, 4, 6, generator=generator)
-    settings = {"strength": 0.7, "sharpness": 0.2, "iterations": 3, "steps": (1, 3), "cell": cell}
+    settings = {"strength": 0.7, "sharpness": 0.2, "color": 0.6, "bin_width": 4.0, "shrink": 0.3}
+    settings |= {"iterations": 3, "steps": (1, 3), "cell": cell}
     found = ColorRefinement(**settings)(prob, image)
     for one, result in zip(prob, found, strict=True):
         torch.testing.assert_close(result, refined(one, image, **settings), atol=1e-5, rtol=1e-4)
@@ -24,6 +25,7 @@ def test_equals_the_slow_form_where_masks_fill_the_image(cell):
 
 def test_cells_out_of_reach_keep_their_value():
     image = torch.full((3, 64, 128), 128, dtype=torch.uint8)
+    image[:, :32] = 90
     prob = torch.full((2, 16, 32), 0.05)
     prob[0, 4, 4] = 0.9
     found = ColorRefinement(cell=4, steps=(2,))(prob, image)
@@ -51,10 +53,26 @@ def test_a_blurred_mask_snaps_to_the_colours():
 
 def test_no_masks():
     image = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    assert ColorRefinement()(torch.zeros(0, 8, 8), image).shape == (0, 16, 16)
+    assert ColorRefinement()(torch.zeros(0, 8, 8), image).shape == (0, 32, 32)
 
 
-@pytest.mark.parametrize("wrong", [{"cell": 3}, {"strength": 0.0}, {"steps": (0, 2)}, {"iterations": 0}])
+def test_colours_of_the_object_are_found_beyond_the_reach_of_its_neighbours():
+    image = torch.full((3, 64, 64), 60, dtype=torch.uint8)
+    image[0, 16:48, 8:56] = 200
+    prob = torch.full((1, 16, 16), 0.3)
+    prob[:, 6:10, 4:8] = 0.8  # a part of the left half
+    without, found = (
+        ColorRefinement(color=color, steps=(1,), strength=1e-3, shrink=0.0)(prob, image)[0] > 0.5
+        for color in (0.0, 1.0)
+    )
+    wanted = image[0] == 200
+    assert not (without & wanted)[:, 40:].any()
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"cell": 3}, {"color": -1.0}, {"bin_width": 0.0}, {"strength": 0.0}, {"steps": (0, 2)}, {"iterations": 0}]
+)
 def test_values_out_of_range(wrong):
     with pytest.raises(ConfigError, match="refinement"):
         ColorRefinement(**wrong)
