@@ -13,7 +13,7 @@ from embreex.rtcore_scene import EmbreeScene
 
 from mwsis.data.street.shapes import Array
 
-__all__ = ["Hits", "RayCaster"]
+__all__ = ["Hits", "PairCaster", "RayCaster"]
 
 STEP_PAST = 1e-3
 """How far beyond a pane of glass, or off a surface, the next ray starts, metres."""
@@ -66,3 +66,32 @@ class RayCaster:
         limit = None if reach is None else np.full(len(origins), reach, np.float32)
         hit = self._scene.run(np.ascontiguousarray(origins, np.float32), directions, dists=limit, query="OCCLUDED")
         return np.asarray(hit) >= 0
+
+
+class PairCaster:
+    """Casts rays at triangles that stay and at triangles that are often replaced, as if at one mesh.
+
+    Args:
+        still: casts at the mesh's first faces.
+        count: how many those are.
+        moving: casts at the faces that follow.
+    """
+
+    def __init__(self, still: RayCaster, count: int, moving: RayCaster) -> None:
+        self._still, self._count, self._moving = still, count, moving
+
+    def cast(self, origins: Array, directions: Array) -> Hits:
+        """Return the first hits of rays, as `RayCaster.cast`."""
+        one, other = self._still.cast(origins, directions), self._moving.cast(origins, directions)
+        nearer = (other.face >= 0) & ((one.face < 0) | (other.distance < one.distance))
+        return Hits(
+            np.where(nearer, other.face + self._count, one.face).astype(np.int32),
+            np.where(nearer, other.distance, one.distance),
+            np.where(nearer[:, None], other.weights, one.weights),
+            np.where(nearer[:, None], other.flat, one.flat),
+        )
+
+    def blocked(self, origins: Array, directions: Array, reach: float | None = None) -> Array:
+        """Return (N,) bool: something lies ahead of each ray, as `RayCaster.blocked`."""
+        hidden = self._still.blocked(origins, directions, reach)
+        return np.asarray(hidden | self._moving.blocked(origins, directions, reach))

@@ -21,7 +21,7 @@ from mwsis.data.street.shapes import Array
 from mwsis.data.street.sky import ambient, sky
 from mwsis.data.street.textures import Spots, albedo
 
-__all__ = ["JPEG_QUALITY", "CameraRays", "Picture", "encode_jpeg", "render"]
+__all__ = ["JPEG_QUALITY", "Aim", "CameraRays", "Picture", "encode_jpeg", "render", "render_aimed"]
 
 JPEG_QUALITY = 92
 EDGE_CONTRAST = 0.15
@@ -63,6 +63,33 @@ class CameraRays:
         vignette = (1 - 0.55 * off_axis**2).reshape(camera.height, camera.width).numpy().astype(np.float32)
         return cls(camera.width, camera.height, sets[0][0].numpy(), directions, vignette)
 
+    def columns(self, start: int, stop: int) -> CameraRays:
+        """Return the rays of some columns, as of a narrower camera."""
+        directions = self.directions.reshape(-1, self.height, self.width, 3)[:, :, start:stop].reshape(
+            len(self.directions), -1, 3
+        )
+        return CameraRays(stop - start, self.height, self.origin, directions, self.vignette[:, start:stop])
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """Where the rays of a camera start and which way they go in the world: one pose for all, or one per pixel.
+
+    Attributes:
+        origin: (3,) or (N, 3) float32, metres.
+        turn: (3, 3) or (N, 3, 3) float32, vehicle frame to world.
+    """
+
+    origin: Array
+    turn: Array
+
+    def turned(self, directions: Array, pixels: Array | None = None) -> Array:
+        """Return (..., N, 3) directions of the vehicle frame in the world; they belong to ``pixels``, or to all."""
+        if self.turn.ndim == 2:
+            return np.asarray(directions @ self.turn.T)
+        turn = self.turn if pixels is None else self.turn[pixels]
+        return np.einsum("nij,...nj->...ni", turn, directions)
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -71,30 +98,38 @@ class Picture:
     Attributes:
         rgb: (H, W, 3) uint8.
         entity: (H, W) int32, row of `World.entities` seen through the middle of each pixel, -1 sky.
+        material: (H, W) uint8, `Material` of that; meaningless where there is sky.
     """
 
     rgb: Array
     entity: Array
+    material: Array
 
 
 def render(world: World, rays: CameraRays, rng: np.random.Generator) -> Picture:
     """Return the image a camera records; ``rng`` draws the sensor's noise."""
-    turn = world.vehicle_to_world().astype(np.float32)
-    origin = (world.ego_position + world.vehicle_to_world() @ rays.origin).astype(np.float32)
-    color, face, openness = _look(world, origin, rays.directions[0] @ turn.T, (rays.height, rays.width))
+    turn = world.vehicle_to_world()
+    origin = (world.ego_position + turn @ rays.origin).astype(np.float32)
+    return render_aimed(world, rays, Aim(origin, turn.astype(np.float32)), rng)
+
+
+def render_aimed(world: World, rays: CameraRays, aim: Aim, rng: np.random.Generator) -> Picture:
+    """Return the image of a camera on a vehicle in any pose, or whose pose changes from pixel to pixel."""
+    color, face, openness = _look(world, aim.origin, aim.turned(rays.directions[0]), (rays.height, rays.width))
     shown = _expose(color, world.weather.exposure)
     edge = _edges(shown.reshape(rays.height, rays.width, 3)).reshape(-1)
     if len(edge):
-        more, _, _ = _look(
-            world, origin, (rays.directions[1:, edge] @ turn.T).reshape(-1, 3), np.tile(openness[edge], len(SUBPIXELS))
-        )
+        origin = aim.origin if aim.origin.ndim == 1 else np.tile(aim.origin[edge], (len(SUBPIXELS), 1))
+        beside = aim.turned(rays.directions[1:, edge], edge).reshape(-1, 3)
+        more, _, _ = _look(world, origin, beside, np.tile(openness[edge], len(SUBPIXELS)))
         soft = _expose(more, world.weather.exposure).reshape(len(SUBPIXELS), -1, 3)
         shown[edge] = (shown[edge] + soft.sum(0)) / (1 + len(SUBPIXELS))
     image = shown.reshape(rays.height, rays.width, 3) * rays.vignette[..., None]
     noisy = image + rng.standard_normal(image.shape, np.float32) * (0.005 + 0.011 * np.sqrt(image))
     rgb = (np.clip(noisy, 0, 1) * 255 + 0.5).astype(np.uint8)
     entity = np.where(face >= 0, world.entity[face], -1).astype(np.int32)
-    return Picture(rgb, entity.reshape(rays.height, rays.width))
+    shape = (rays.height, rays.width)
+    return Picture(rgb, entity.reshape(shape), world.mesh.materials[face].reshape(shape))
 
 
 def encode_jpeg(rgb: Array) -> bytes:
@@ -142,10 +177,10 @@ def _look(
     on = np.flatnonzero(~open_air)
     if isinstance(openness, tuple):
         openness = _openness(world, origin, directions, hits, openness)
-    color[on] = _shade(world, origin, directions[on], hits, on, openness[on])
+    color[on] = _shade(world, _of(origin, on), directions[on], hits, on, openness[on])
     glass = on[world.mesh.materials[hits.face[on]] == Material.GLASS]
     if len(glass):
-        start = origin + directions[glass] * (hits.distance[glass, None] + np.float32(STEP_PAST))
+        start = _of(origin, glass) + directions[glass] * (hits.distance[glass, None] + np.float32(STEP_PAST))
         beyond = world.caster.cast(start, directions[glass])
         seen, solid = np.empty((len(glass), 3), np.float32), np.flatnonzero(beyond.face >= 0)
         seen[beyond.face < 0] = sky(world.weather, directions[glass[beyond.face < 0]], detailed=False)
@@ -153,6 +188,11 @@ def _look(
         seen[solid] = _shade(world, start[solid], directions[glass[solid]], beyond, solid, dim)
         color[glass] += seen * (np.float32(0.5) * np.array([0.82, 0.92, 0.90], np.float32))
     return color, hits.face, openness
+
+
+def _of(origin: Array, chosen: Array) -> Array:
+    """Return the origins of some rays: the one they share, or theirs."""
+    return origin if origin.ndim == 1 else origin[chosen]
 
 
 def _dot(left: Array, right: Array) -> Array:
@@ -223,7 +263,7 @@ def _openness(world: World, origin: Array, directions: Array, hits: Hits, shape:
     near = np.flatnonzero((hits.face[sample] >= 0) & (hits.distance[sample] < NEAR_LIMIT))
     sample = sample[near]
     normal = _normals(world, directions[sample], hits, sample)
-    start = origin + directions[sample] * hits.distance[sample, None] + normal * np.float32(0.015)
+    start = _of(origin, sample) + directions[sample] * hits.distance[sample, None] + normal * np.float32(0.015)
     hidden = np.zeros(coarse.size, np.float32)
     for ray in _NEAR_RAYS:
         hidden[near] += world.caster.blocked(start, _unit(ray + normal), NEAR_REACH)

@@ -11,11 +11,11 @@ import numpy as np
 
 from mwsis.data.street.actors import VEHICLE, Actor
 from mwsis.data.street.layout import ZEBRA_HALF, Plan, Prop, plan_actors, plan_props
-from mwsis.data.street.rays import RayCaster
+from mwsis.data.street.rays import PairCaster, RayCaster
 from mwsis.data.street.scenery import Street
 from mwsis.data.street.shapes import Array, Mesh, merge
 
-__all__ = ["Entities", "Scene", "Weather", "World", "make_scene"]
+__all__ = ["Entities", "Scene", "Thing", "Weather", "World", "make_scene", "still_thing"]
 
 SIGHT, VEHICLE_SIGHT, PERSON_SIGHT = (70.0, 85.0), (45.0, 70.0), (16.0, 34.0)
 """How far behind and ahead of the recording car props, vehicles and people are kept, metres (the LiDAR sees 75)."""
@@ -64,6 +64,24 @@ class Entities:
 
 
 @dataclass(frozen=True, eq=False)
+class Thing:
+    """One thing in its place: its faces in the world, and its row of `Entities`.
+
+    Attributes:
+        mesh: in the world frame.
+        instance_id, label, yaw, position, style, box: see `Entities`.
+    """
+
+    mesh: Mesh
+    instance_id: int
+    label: int
+    yaw: float
+    position: tuple[float, float, float]
+    style: Array
+    box: Array
+
+
+@dataclass(frozen=True, eq=False)
 class World:
     """All surfaces around the recording car at one moment, in the segment's world frame.
 
@@ -80,7 +98,7 @@ class World:
     mesh: Mesh
     entity: Array
     entities: Entities
-    caster: RayCaster
+    caster: RayCaster | PairCaster
     ego_yaw: float
     ego_position: Array
     street: Street
@@ -111,8 +129,8 @@ class Scene:
     actors: list[Actor]
     props: list[Prop]
 
-    def ego(self, frame: int) -> tuple[float, Array]:
-        """Return yaw (rad) and position (3,) of the vehicle frame at a frame."""
+    def ego(self, frame: float) -> tuple[float, Array]:
+        """Return yaw (rad) and position (3,) of the vehicle frame at a frame, or between two."""
         along = min(self.plan.ego_start + self.plan.ego_speed * FRAME_SECONDS * frame, self.plan.ego_stop)
         across = -1.65 + 0.12 * np.sin(0.35 * along)
         yaw, (x, y, _) = self.street.place(along, across, 0.03 * np.cos(0.21 * along))
@@ -122,47 +140,57 @@ class Scene:
         """Return everything around the recording car at frame ``frame`` of the segment."""
         yaw, position = self.ego(frame)
         time = FRAME_SECONDS * frame
-        meshes, rows = [], []
-        for prop in self.props:
-            if prop.extent[1] > position[0] - SIGHT[0] and prop.extent[0] < position[0] + SIGHT[1]:
-                meshes.append(prop.mesh)
-                rows.append((0, -1, prop.yaw, prop.position, prop.style, np.zeros(6)))
+        props, actors = self.near(frame)
+        things = [still_thing(prop) for prop in props]
+        things += [self.placed(actor, own, time) for actor, own in actors]
+        mesh = merge([thing.mesh for thing in things])
+        return self.world_of(things, mesh, RayCaster(mesh.triangles), yaw, position)
+
+    def near(self, frame: float) -> tuple[list[Prop], list[tuple[Actor, Mesh]]]:
+        """Return what is in sight of the recording car; actors with the shape they have at that moment."""
+        _, position = self.ego(frame)
+        time = FRAME_SECONDS * frame
+        behind, ahead = position[0] - SIGHT[0], position[0] + SIGHT[1]
+        props = [prop for prop in self.props if prop.extent[1] > behind and prop.extent[0] < ahead]
+        actors = []
         for actor in self.actors:
-            along, across, turn = actor.path.at(time)
-            ahead = along - float(position[0])
-            behind, before = VEHICLE_SIGHT if actor.label == VEHICLE else PERSON_SIGHT
-            if not -behind < ahead < before:
-                continue
-            own = actor.mesh(time, 7 if abs(ahead) < 11 else 5 if abs(ahead) < 26 else 4)
-            heading, place = self.street.place(along, across, turn)
-            low, high = own.bounds()
-            meshes.append(own.placed(heading, place))
-            rows.append(
-                (
-                    actor.instance_id,
-                    actor.label,
-                    heading,
-                    place,
-                    np.zeros(8),
-                    np.concatenate([(low + high) / 2, high - low]),
-                )
-            )
-        mesh = merge(meshes)
-        entity = np.repeat(np.arange(len(meshes), dtype=np.int32), [len(part) for part in meshes])
+            distance = actor.path.at(time)[0] - float(position[0])
+            back, front = VEHICLE_SIGHT if actor.label == VEHICLE else PERSON_SIGHT
+            if -back < distance < front:
+                detail = 7 if abs(distance) < 11 else 5 if abs(distance) < 26 else 4
+                actors.append((actor, actor.mesh(time, detail)))
+        return props, actors
+
+    def placed(self, actor: Actor, own: Mesh, time: float) -> Thing:
+        """Return an actor where it is at ``time`` (seconds), in the shape ``own``."""
+        along, across, turn = actor.path.at(time)
+        heading, place = self.street.place(along, across, turn)
+        low, high = own.bounds()
+        box = np.concatenate([(low + high) / 2, high - low])
+        return Thing(own.placed(heading, place), actor.instance_id, actor.label, heading, place, np.zeros(8), box)
+
+    def world_of(
+        self, things: list[Thing], mesh: Mesh, caster: RayCaster | PairCaster, yaw: float, position: Array
+    ) -> World:
+        """Return a moment made of things, whose faces in order are ``mesh``, seen from a vehicle frame."""
+        entity = np.repeat(np.arange(len(things), dtype=np.int32), [len(thing.mesh) for thing in things])
         zebra = ZEBRA_HALF if self.plan.crossing else 0.0
-        caster = RayCaster(mesh.triangles)
-        return World(mesh, entity, _entities(rows), caster, yaw, position, self.street, self.weather, zebra)
+        return World(mesh, entity, _entities(things), caster, yaw, position, self.street, self.weather, zebra)
 
 
-def _entities(rows: list[tuple[int, int, float, tuple[float, float, float], Array, Array]]) -> Entities:
-    ids, labels, yaws, positions, styles, boxes = zip(*rows, strict=True)
+def still_thing(prop: Prop) -> Thing:
+    """Return a prop as a thing that is no object."""
+    return Thing(prop.mesh, 0, -1, prop.yaw, prop.position, prop.style, np.zeros(6))
+
+
+def _entities(things: list[Thing]) -> Entities:
     return Entities(
-        np.array(ids, np.int64),
-        np.array(labels, np.int64),
-        np.array(yaws, np.float32),
-        np.array(positions, np.float32),
-        np.array(styles, np.float32),
-        np.array(boxes, np.float32),
+        np.array([thing.instance_id for thing in things], np.int64),
+        np.array([thing.label for thing in things], np.int64),
+        np.array([thing.yaw for thing in things], np.float32),
+        np.array([thing.position for thing in things], np.float32),
+        np.array([thing.style for thing in things], np.float32),
+        np.array([thing.box for thing in things], np.float32),
     )
 
 

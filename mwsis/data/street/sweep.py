@@ -21,7 +21,20 @@ from mwsis.data.street.rig import LidarRig
 from mwsis.data.street.scene import World
 from mwsis.data.street.shapes import Array
 
-__all__ = ["SLOTS", "Sweep", "pixel_map", "scan"]
+__all__ = [
+    "BEAM_EDGE",
+    "MAX_RANGE",
+    "RANGE_NOISE",
+    "SLOTS",
+    "Echoes",
+    "Sweep",
+    "elongations",
+    "pixel_map",
+    "scan",
+    "sift",
+    "trace_beams",
+    "two_returns",
+]
 
 MAX_RANGE = 75.0
 """Metres, as of Waymo's TOP LiDAR."""
@@ -40,8 +53,14 @@ SLOTS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class _Echoes:
-    """What came back along every pixel's beam, NaN distance where nothing did."""
+class Echoes:
+    """What came back along every pixel's beam, NaN distance where nothing did.
+
+    Attributes:
+        distance: (N,) float64, metres.
+        face: (N,) int32, face of the world.
+        strength: (N,) float64, as at no distance.
+    """
 
     distance: Array
     face: Array
@@ -63,20 +82,21 @@ class Sweep:
 
 def scan(world: World, rig: LidarRig, rng: np.random.Generator) -> Sweep:
     """Return the points of one turn; ``rng`` draws noise and dropout."""
-    middle = _trace(world, rig, rig.directions(), rng, keep_panes=True)
+    turn = world.vehicle_to_world()
+    origin = world.ego_position + turn @ rig.origin
+    middle = trace_beams(world, origin, rig.directions() @ turn.T, rng, keep_panes=True)
     sign = rng.choice(np.array([-1.0, 1.0]), 2)
-    edge = _trace(world, rig, rig.directions(sign[0] * BEAM_EDGE, sign[1] * BEAM_EDGE), rng, keep_panes=False)
-    first, second = _two_returns(middle, edge)
+    beside = rig.directions(sign[0] * BEAM_EDGE, sign[1] * BEAM_EDGE)
+    edge = trace_beams(world, origin, beside @ turn.T, rng, keep_panes=False)
+    first, second = two_returns(middle, edge)
     pixels = np.arange(len(first.distance))
     columns = len(rig.azimuths)
-    parts = [_sift(echo, pixels, index, rng) for index, echo in enumerate((first, second))]
+    parts = [sift(echo, pixels, index, rng) for index, echo in enumerate((first, second))]
     pixel, face, distance, strength, index = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((index, pixel))
     pixel, face, distance, strength, index = (column[order] for column in (pixel, face, distance, strength, index))
     xyz = rig.origin + rig.directions()[pixel] * distance[:, None]
-    leafy = world.mesh.materials[face] == Material.LEAF
-    elongation = np.clip(rng.exponential(0.03, len(face)) + leafy * rng.uniform(0, 0.5, len(face)), 0, 1.5)
-    feats = np.stack([np.tanh(strength), elongation], 1)
+    feats = np.stack([np.tanh(strength), elongations(world.mesh.materials[face], rng)], 1)
     points = PointCloud(
         torch.from_numpy(xyz.astype(np.float32)),
         torch.from_numpy(feats.astype(np.float32)),
@@ -88,18 +108,39 @@ def scan(world: World, rig: LidarRig, rng: np.random.Generator) -> Sweep:
     return Sweep(points, world.entity[face])
 
 
-def _trace(
-    world: World, rig: LidarRig, directions: Array, rng: np.random.Generator, *, keep_panes: bool
-) -> tuple[_Echoes, _Echoes]:
-    """Return the first solid thing along each beam and, if asked for, the panes of glass that glinted before it."""
-    turn, count = world.vehicle_to_world(), len(directions)
-    origin, ahead = world.ego_position + turn @ rig.origin, (directions @ turn.T).astype(np.float32)
-    solid, pane = (_Echoes(np.full(count, np.nan), np.zeros(count, np.int32), np.zeros(count)) for _ in range(2))
+def elongations(materials: Array, rng: np.random.Generator) -> Array:
+    """Return how drawn out the returns from surfaces are, (N,) float64, 0 to 1.5: leaves lie at several depths."""
+    leafy = materials == Material.LEAF
+    return np.asarray(np.clip(rng.exponential(0.03, len(leafy)) + leafy * rng.uniform(0, 0.5, len(leafy)), 0, 1.5))
+
+
+def trace_beams(
+    world: World,
+    origin: Array,
+    directions: Array,
+    rng: np.random.Generator,
+    *,
+    keep_panes: bool,
+    reach: float = MAX_RANGE,
+) -> tuple[Echoes, Echoes]:
+    """Return the first solid thing along each beam and, if asked for, the panes of glass that glinted before it.
+
+    Args:
+        world: what is there.
+        origin: (3,) or (N, 3) float64, metres, world frame.
+        directions: (N, 3) float, unit length, world frame.
+        rng: decides which panes glint.
+        keep_panes: whether panes send anything back.
+        reach: metres.
+    """
+    count, ahead = len(directions), directions.astype(np.float32)
+    origin = np.broadcast_to(origin, ahead.shape)
+    solid, pane = (Echoes(np.full(count, np.nan), np.zeros(count, np.int32), np.zeros(count)) for _ in range(2))
     going, gone = np.arange(count), np.zeros(count)
     for _ in range(MAX_PANES + 1):
-        start = origin + ahead[going] * gone[going, None]
+        start = origin[going] + ahead[going] * gone[going, None]
         hits = world.caster.cast(start, ahead[going])
-        met = np.flatnonzero((hits.face >= 0) & (gone[going] + hits.distance < MAX_RANGE))
+        met = np.flatnonzero((hits.face >= 0) & (gone[going] + hits.distance < reach))
         going, face = going[met], hits.face[met]
         distance, normal = gone[going] + hits.distance[met], hits.flat[met]
         cosine = np.abs((ahead[going] * normal).sum(1)) / np.maximum(np.linalg.norm(normal, axis=1), 1e-9)
@@ -121,7 +162,7 @@ def _trace(
     return solid, pane
 
 
-def _two_returns(middle: tuple[_Echoes, _Echoes], edge: tuple[_Echoes, _Echoes]) -> tuple[_Echoes, _Echoes]:
+def two_returns(middle: tuple[Echoes, Echoes], edge: tuple[Echoes, Echoes]) -> tuple[Echoes, Echoes]:
     """Return first and second return of each beam: the pane if one glinted, what is behind, what the edge met."""
     solid, pane = middle
     beside = edge[0]
@@ -139,15 +180,15 @@ def _two_returns(middle: tuple[_Echoes, _Echoes], edge: tuple[_Echoes, _Echoes])
         array[0, keep_middle] = own[keep_middle]
     far = np.where(distance[1] - distance[0] > RETURN_GAP, 1, 2)
     pick = np.arange(distance.shape[1])
-    second = _Echoes(distance[far, pick].copy(), face[far, pick], strength[far, pick])
+    second = Echoes(distance[far, pick].copy(), face[far, pick], strength[far, pick])
     second.distance[~(second.distance - distance[0] > RETURN_GAP)] = np.nan
-    return _Echoes(distance[0], face[0], strength[0]), second
+    return Echoes(distance[0], face[0], strength[0]), second
 
 
-def _sift(
-    echo: _Echoes, pixels: Array, index: int, rng: np.random.Generator
+def sift(
+    echo: Echoes, pixels: Array, index: int, rng: np.random.Generator, noise: float = RANGE_NOISE
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Add noise, drop weak returns; return pixel, face, distance, strength, return index of those that remain."""
+    """Add noise (m), drop weak returns; return pixel, face, distance, strength, return index of those that remain."""
     heard = np.flatnonzero(~np.isnan(echo.distance))
     distance, strength = echo.distance[heard], echo.strength[heard]
     faded = strength / (1 + (distance / 45.0) ** 2)
@@ -155,7 +196,7 @@ def _sift(
     kept = rng.random(len(heard)) > drop
     heard, distance, strength = heard[kept], distance[kept], strength[kept]
     strength = strength * rng.uniform(0.85, 1.15, len(heard))
-    noisy = distance + rng.normal(0, RANGE_NOISE, len(heard))
+    noisy = distance + rng.normal(0, noise, len(heard))
     return pixels[heard], echo.face[heard], noisy, strength, np.full(len(heard), index, np.int8)
 
 
