@@ -26,6 +26,8 @@ POSSIBLE = 0.1
 """Cells outside the extent of what lies above, widened by the longest step, are left as they are."""
 FEW = 0.5
 """Cells that every colour counts beforehand inside and outside an object."""
+BEYOND = 0.2
+"""How far outside its box an object may reach, in widths and heights of the box: boxes of a short training are off."""
 LOUDEST = 4.0
 """Most that a colour can say for or against an object, as a log ratio."""
 
@@ -84,11 +86,12 @@ class ColorRefinement:
         ]
 
     @torch.no_grad()
-    def __call__(self, prob: Tensor, image: Tensor) -> Tensor:
-        """Return refined masks.
+    def __call__(self, prob: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
+        """Return refined masks; 0 well outside the boxes, where a road of one colour would carry them away.
 
         Args:
             prob: (K, h, w) float in [0, 1], stride 4.
+            boxes: (K, 4) float xyxy, pixels of ``image``: where the objects are thought to be.
             image: (3, 4 h, 4 w) uint8 RGB, the image the masks lie on.
 
         Returns:
@@ -99,16 +102,18 @@ class ColorRefinement:
         """
         finer = CELL // self.cell
         prob = functional.interpolate(prob.float()[:, None], scale_factor=finer, mode="bilinear")[:, 0]
+        near = _near_boxes(boxes / self.cell, *prob.shape[1:])
+        possible = (prob > POSSIBLE) & near
         lab = rgb_to_lab(functional.avg_pool2d(image[None].float(), self.cell))[0]
         pull, color = self._pull(lab), self._color_index(lab)
-        ends = torch.cat([torch.stack(extent((prob > POSSIBLE).any(axis))) for axis in (2, 1)])
+        ends = torch.cat([torch.stack(extent(possible.any(axis))) for axis in (2, 1)])
         belief = prob.clone()
         for one, (first_row, last_row, first_col, last_col) in zip(belief, ends.T.tolist(), strict=True):
             if first_row <= last_row:
                 rows = slice(max(first_row - self.reach, 0), last_row + self.reach + 1)
                 cols = slice(max(first_col - self.reach, 0), last_col + self.reach + 1)
                 self._solve(one, rows, cols, pull[:, rows, cols], color[rows, cols])
-        return belief
+        return belief * near
 
     def _pull(self, lab: Tensor) -> Tensor:
         """Return the weight of each cell's neighbour at every offset, (offsets, h, w)."""
@@ -146,6 +151,15 @@ class ColorRefinement:
     def _corners(self, row: int, col: int) -> list[tuple[int, int]]:
         """Return where on a widened map the neighbours of a window begin that begins at (row, col) of the map."""
         return [(row + self.reach + down, col + self.reach + right) for down, right in self.offsets]
+
+
+def _near_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Return which cells of a (height, width) map have their centre in the (K, 4) widened boxes, cells; (K, h, w)."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    low, high = low - BEYOND * (high - low), high + BEYOND * (high - low)
+    along = [torch.arange(size, device=boxes.device) + 0.5 for size in (width, height)]
+    inside = [(low[:, axis, None] <= place) & (place < high[:, axis, None]) for axis, place in enumerate(along)]
+    return inside[1][:, :, None] & inside[0][:, None, :]
 
 
 def _color_ratio(belief: Tensor, color: Tensor) -> Tensor:

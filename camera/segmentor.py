@@ -188,7 +188,7 @@ class CondInst(nn.Module):
         ratio = boxes.new_tensor([original[1] / size[1], original[0] / size[0]]).repeat(2)
         stride = MASK_STRIDE
         if self.refinement is not None:
-            prob, stride = self.refinement(prob, images.images[image]), self.refinement.cell
+            prob, stride = self.refinement(prob, boxes, images.images[image]), self.refinement.cell
         masks = paste_masks(prob, (size[0], size[1]), (original[0], original[1]), stride)
         return Detections((boxes * ratio).cpu(), labels.cpu(), scores.sqrt().cpu(), masks)
 
