@@ -1,15 +1,15 @@
 """Labels made from 2D boxes, computed once per frame and kept beside the frame store.
 
 Ring segments and spatial labels depend on no augmentation, so training reads them from memory-mapped files (9 bytes a
-point). How labels are made is the caller's function (`fusion.spatial_labels`); votes, which change during training, are
-in `fusion.vote_history`. Next: `dataset.py`, which joins frames and labels.
+point), one file per segment as the store. How labels are made is the caller's function (`fusion.spatial_labels`);
+votes, which change during training, are in `fusion.vote_history`. Next: `dataset.py`, which joins frames and labels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -21,12 +21,20 @@ from mwsis.core.errors import DataError
 from mwsis.core.files import write_json
 from mwsis.core.frame import Frame
 from mwsis.core.instances import IGNORE, PointLabels
-from mwsis.data.store import FORMAT, INDEX, FrameStore, Record, RecordFile, write_records
+from mwsis.data.store import FORMAT, INDEX, FilePlan, FrameStore, OpenFiles, Record, write_records
 
-__all__ = ["FrameLabels", "LabelCache", "build_label_cache"]
+__all__ = [
+    "FrameLabels",
+    "LabelCache",
+    "Labeller",
+    "build_label_cache",
+    "is_complete",
+    "label_record",
+    "plan_labels",
+    "write_label_index",
+    "write_labels",
+]
 
-FRAMES_PER_FILE = 64
-"""An interrupted build loses at most this many frames."""
 PART = "labels"
 
 Labeller = Callable[[Frame], "FrameLabels"]
@@ -69,14 +77,15 @@ class LabelCache(Sequence[FrameLabels]):
         self.path = Path(path)
         index = _read_index(self.path)
         self.fingerprint: str = index["fingerprint"]
-        self._num_frames: int = index["num_frames"]
-        self._files: dict[int, RecordFile] = {}
-        for number in range(_num_files(self._num_frames)):
-            if not (file := _file_path(self.path, number)).is_file():
+        self._rows: list[tuple[Path, int]] = []
+        for segment in index["segments"]:
+            if not (file := self.path / segment["file"]).is_file():
                 raise DataError(f"{file}: no such file; delete {self.path} so that the labels are made again")
+            self._rows += [(file, row) for row in range(segment["num_frames"])]
+        self._files = OpenFiles(PART)
 
     def __len__(self) -> int:
-        return self._num_frames
+        return len(self._rows)
 
     @overload
     def __getitem__(self, index: int) -> FrameLabels: ...
@@ -85,15 +94,10 @@ class LabelCache(Sequence[FrameLabels]):
     def __getitem__(self, index: int | slice) -> FrameLabels | list[FrameLabels]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        number, row = divmod(range(len(self))[index], FRAMES_PER_FILE)
-        if number not in self._files:
-            self._files[number] = RecordFile(_file_path(self.path, number), PART)
-        _, parts = self._files[number].read(row, (PART,))
+        path, row = self._rows[index]
+        _, parts = self._files[path].read(row, (PART,))
         semantic_labels, instance_ids, ring_segment_id = (values.long() for values in parts[PART])
         return FrameLabels(PointLabels(semantic_labels, instance_ids), ring_segment_id)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
 
 
 def build_label_cache(
@@ -121,36 +125,77 @@ def build_label_cache(
     Raises:
         DataError: ``path`` is a file.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise DataError(f"{path}: expected a folder for the label cache, got a file")
-    key = hashlib.sha256(repr((FORMAT, frames.fingerprint, frames.frame_ids, fingerprint)).encode()).hexdigest()[:32]
-    if _is_complete(path, key):
-        return LabelCache(path)
+    plan = plan_labels(frames, path, fingerprint)
+    if is_complete(plan):
+        return LabelCache(plan.root)
     report = on_progress or (lambda done, total: None)
-    for number in range(_num_files(len(frames))):
-        rows = range(number * FRAMES_PER_FILE, min((number + 1) * FRAMES_PER_FILE, len(frames)))
-        if not _holds(_file_path(path, number), [frames.frame_ids[row] for row in rows], key):
-            records = _records(frames, labeller, rows, report)
-            write_records(_file_path(path, number), records, PART, (PART,), {"fingerprint": key})
-        report(rows.stop, len(frames))
-    write_json(path / INDEX, {"format": FORMAT, "kind": PART, "fingerprint": key, "num_frames": len(frames)})
-    return LabelCache(path)
+    done = 0
+    for segment in plan.segments:
+        rows = range(done, done + len(segment.frame_ids))
+        if not plan.holds(segment):
+            write_labels(plan.path(segment), _reported(frames, rows, report), labeller, plan.fingerprint)
+        report(done := rows.stop, len(frames))
+    write_label_index(plan)
+    return LabelCache(plan.root)
 
 
-def _records(frames: FrameStore, labeller: Labeller, rows: range, report: Progress) -> Iterator[Record]:
+def plan_labels(frames: FrameStore | FilePlan, root: Path | str, fingerprint: str) -> FilePlan:
+    """Return what the label cache of a frame store, or of one still to be written, holds.
+
+    Args:
+        frames: the store or its plan.
+        root: folder of the cache.
+        fingerprint: identifies the labeller and its settings.
+
+    Raises:
+        DataError: ``root`` is a file.
+    """
+    root = Path(root)
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root}: expected a folder for the label cache, got a file")
+    frame_ids = [frame_id for segment in frames.segments for frame_id in segment.frame_ids]
+    key = hashlib.sha256(repr((FORMAT, frames.fingerprint, frame_ids, fingerprint)).encode()).hexdigest()[:32]
+    return FilePlan(root, PART, key, tuple(frames.segments))
+
+
+def write_labels(path: Path, frames: Iterable[Frame], labeller: Labeller, fingerprint: str) -> None:
+    """Write the labels of one segment's frames, atomically; the labeller sees no ground truth."""
+    records = (label_record(frame, labeller) for frame in frames)
+    write_records(path, records, PART, (PART,), {"fingerprint": fingerprint})
+
+
+def label_record(frame: Frame, labeller: Labeller) -> Record:
+    """Return the row of a frame's labels."""
+    labels = labeller(frame.without_truth())
+    num_points = len(frame.points)
+    assert len(labels.pseudo) == len(labels.ring_segment_id) == num_points, "the labeller must label every point"
+    parts = (
+        _narrow(labels.pseudo.semantic_labels, torch.int8),
+        _narrow(labels.pseudo.instance_ids, torch.int32),
+        _narrow(labels.ring_segment_id, torch.int32),
+    )
+    return Record(frame.frame_id, num_points, {PART: parts})
+
+
+def write_label_index(plan: FilePlan) -> None:
+    """Make a folder whose files are all there a label cache."""
+    segments = [{"file": segment.file, "num_frames": len(segment.frame_ids)} for segment in plan.segments]
+    index = {"format": FORMAT, "kind": PART, "fingerprint": plan.fingerprint, "segments": segments}
+    write_json(plan.root / INDEX, index)
+
+
+def is_complete(plan: FilePlan) -> bool:
+    """Return whether `LabelCache` can open the folder and would find this plan's labels in it."""
+    try:
+        return LabelCache(plan.root).fingerprint == plan.fingerprint
+    except DataError:
+        return False
+
+
+def _reported(frames: FrameStore, rows: range, report: Progress) -> Iterator[Frame]:
     for row in rows:
         report(row, len(frames))
-        frame = frames[row].without_truth()
-        labels = labeller(frame)
-        num_points = len(frame.points)
-        assert len(labels.pseudo) == len(labels.ring_segment_id) == num_points, "the labeller must label every point"
-        parts = (
-            _narrow(labels.pseudo.semantic_labels, torch.int8),
-            _narrow(labels.pseudo.instance_ids, torch.int32),
-            _narrow(labels.ring_segment_id, torch.int32),
-        )
-        yield Record(frame.frame_id, num_points, {PART: parts})
+        yield frames[row]
 
 
 def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -159,36 +204,15 @@ def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow
 
 
-def _num_files(num_frames: int) -> int:
-    return -(-num_frames // FRAMES_PER_FILE)
-
-
-def _file_path(path: Path, number: int) -> Path:
-    return path / f"labels_{number:05d}.arrow"
-
-
-def _holds(path: Path, frame_ids: list[str], fingerprint: str) -> bool:
-    try:
-        file = RecordFile(path, PART)
-        return file.metadata.get("fingerprint") == fingerprint and [key for key, _ in file.entries()] == frame_ids
-    except DataError:
-        return False
-
-
-def _is_complete(path: Path, fingerprint: str) -> bool:
-    try:
-        return LabelCache(path).fingerprint == fingerprint
-    except DataError:
-        return False
-
-
 def _read_index(path: Path) -> dict[str, Any]:
     if not (path / INDEX).is_file():
         raise DataError(f"{path}: no {INDEX}; expected a complete label cache, so make it (again) from its frames")
     try:
         index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
         fits = index["format"] == FORMAT and index["kind"] == PART
-        fits = fits and isinstance(index["num_frames"], int) and isinstance(index["fingerprint"], str)
+        fits = fits and isinstance(index["fingerprint"], str)
+        fits = fits and all(isinstance(segment["num_frames"], int) for segment in index["segments"])
+        fits = fits and all(isinstance(segment["file"], str) for segment in index["segments"])
     except (ValueError, KeyError, TypeError):
         fits = False
     if not fits:

@@ -1,8 +1,9 @@
 """Frames on disk as memory-mapped Arrow files: written once from any source, read back without copying.
 
 One file per segment, one row per frame; a row holds each array as bytes (its dtype and shape beside it), the encoded
-images untouched, and the ground truth in columns of its own. `RecordFile` and `write_records` are the file format
-alone, also used by `label_cache.py`. Not here: where frames come from (`source.py`), samples (`dataset.py`).
+images untouched, and the ground truth in columns of its own. `RecordFile`, `write_records` and `FilePlan` are the file
+format alone, also used by `label_cache.py`. Not here: where frames come from (`source.py`), samples (`dataset.py`), how
+a data set is written by many processes (`conversion.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,8 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, overload
 
@@ -29,11 +27,26 @@ from torch import Tensor
 from mwsis.core.errors import DataError
 from mwsis.core.files import atomic_write, write_json
 from mwsis.core.frame import CameraView, Frame, FrameTruth, ImageTruth, LidarGeometry, PixelMap, PointCloud
-from mwsis.core.geometry import CameraModel
+from mwsis.core.geometry import CameraModel, RollingShutter
 from mwsis.core.instances import Boxes2D, MaskSet, PointLabels
 from mwsis.data.source import Source
 
-__all__ = ["FrameStore", "Record", "RecordFile", "build_store", "worker_pool", "write_frames", "write_records"]
+__all__ = [
+    "FilePlan",
+    "FrameStore",
+    "OpenFiles",
+    "Record",
+    "RecordFile",
+    "Segment",
+    "build_store",
+    "frame_record",
+    "is_complete",
+    "num_bytes",
+    "plan_store",
+    "write_frames",
+    "write_index",
+    "write_records",
+]
 
 FORMAT = 1
 """Raise it when files of an older version can no longer be read; part of every fingerprint."""
@@ -46,10 +59,11 @@ STORED_CLASSES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         Boxes2D, CameraModel, CameraView, FrameTruth, ImageTruth, LidarGeometry, MaskSet, PixelMap, PointCloud,
-        PointLabels,
+        PointLabels, RollingShutter,
     )
 }  # fmt: skip
 INPUTS, TRUTH = "inputs", "truth"
+FRAMES = "frames"
 
 Progress = Callable[[int, int], None]
 
@@ -166,6 +180,91 @@ class RecordFile:
         return DataError(f"{self.path}: {what}; delete {self.path.parent} so that it is built again")
 
 
+class OpenFiles:
+    """Files of one kind by path, the last few kept open; sent to another process, it starts with none.
+
+    Args:
+        kind: what they hold.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._open: OrderedDict[Path, RecordFile] = OrderedDict()
+
+    def __getitem__(self, path: Path) -> RecordFile:
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            self._open[path] = RecordFile(path, self._kind)
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        return self._open[path]
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[str]]:
+        return OpenFiles, (self._kind,)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Frames that share a file.
+
+    Attributes:
+        name: as the source calls it.
+        file: name of the file in its folder.
+        frame_ids: in order of its rows.
+    """
+
+    name: str
+    file: str
+    frame_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """What a complete folder of record files holds.
+
+    Attributes:
+        root: the folder.
+        kind: of its files.
+        fingerprint: in the header of each file.
+        segments: one per file, in order.
+        split: of the source.
+    """
+
+    root: Path
+    kind: str
+    fingerprint: str
+    segments: tuple[Segment, ...]
+    split: str = ""
+
+    @property
+    def num_frames(self) -> int:
+        return sum(len(segment.frame_ids) for segment in self.segments)
+
+    def path(self, segment: Segment) -> Path:
+        return self.root / segment.file
+
+    def holds(self, segment: Segment) -> bool:
+        """Return whether a segment's file is there, complete and of this plan."""
+        try:
+            file = RecordFile(self.path(segment), self.kind)
+            fits = file.metadata.get("fingerprint") == self.fingerprint
+            return fits and tuple(key for key, _ in file.entries()) == segment.frame_ids
+        except DataError:
+            return False
+
+    def only(self, segment: Segment) -> FilePlan:
+        """Return the plan of one segment, cheap to send to another process."""
+        return replace(self, segments=(segment,))
+
+
+def num_bytes(record: Record) -> int:
+    """Return about how much a row takes in its file."""
+    blobs: list[bytes] = []
+    layouts = [json.dumps(_pack(part, blobs)) for part in record.parts.values()]
+    return sum(map(len, layouts)) + sum(map(len, blobs))
+
+
 def _pack(value: Any, blobs: list[bytes]) -> Any:
     """Append the arrays of a nested value to ``blobs`` and return the rest as plain JSON."""
     if isinstance(value, Tensor):
@@ -230,11 +329,11 @@ def write_frames(path: Path, frames: Iterable[Frame], fingerprint: str = "") -> 
         frames: at most one is held in memory at a time.
         fingerprint: identifies what the frames were made from.
     """
-    records = map(_record_of, frames)
-    write_records(path, records, "frames", (INPUTS, TRUTH), {"fingerprint": fingerprint})
+    write_records(path, map(frame_record, frames), FRAMES, (INPUTS, TRUTH), {"fingerprint": fingerprint})
 
 
-def _record_of(frame: Frame) -> Record:
+def frame_record(frame: Frame) -> Record:
+    """Return the row of a frame."""
     inputs = (frame.segment, frame.lidar, frame.points, frame.pixels, frame.cameras)
     return Record(frame.frame_id, len(frame.points), {INPUTS: inputs, TRUTH: frame.truth})
 
@@ -250,6 +349,7 @@ class FrameStore(Sequence[Frame]):
         fingerprint: changes with the source, its settings, the split and the format.
         frame_ids: (F,) in the order of the index.
         num_points: (F,) points of each frame.
+        segments: of one file each, in order.
 
     Raises:
         DataError: there is no store, it is incomplete, or a file was truncated or is not of this project.
@@ -261,14 +361,16 @@ class FrameStore(Sequence[Frame]):
         self.fingerprint: str = index["fingerprint"]
         self.frame_ids: list[str] = []
         self.num_points: list[int] = []
+        self.segments: list[Segment] = []
         self._rows: list[tuple[Path, int]] = []
         for segment in index["segments"]:
             path = self.root if self.root.is_file() else self.root / segment["file"]
             _check_size(path, segment["num_bytes"])
             self.frame_ids += segment["frame_ids"]
             self.num_points += segment["num_points"]
+            self.segments.append(Segment(segment["name"], segment["file"], tuple(segment["frame_ids"])))
             self._rows += [(path, row) for row in range(len(segment["frame_ids"]))]
-        self._open: OrderedDict[Path, RecordFile] = OrderedDict()
+        self._files = OpenFiles(FRAMES)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -281,55 +383,16 @@ class FrameStore(Sequence[Frame]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         path, row = self._rows[index]
-        frame_id, parts = self._file(path).read(row, (INPUTS, TRUTH))
+        frame_id, parts = self._files[path].read(row, (INPUTS, TRUTH))
         segment, lidar, points, pixels, cameras = parts[INPUTS]
         return Frame(frame_id, segment, lidar, points, pixels, cameras, parts[TRUTH])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
 
-    def _file(self, path: Path) -> RecordFile:
-        if path in self._open:
-            self._open.move_to_end(path)
-        else:
-            self._open[path] = RecordFile(path, "frames")
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
-        return self._open[path]
-
-
-@contextmanager
-def worker_pool(workers: int) -> Iterator[Executor | None]:
-    """Yield processes for `build_store`, or None for a single one; they start when they are first needed.
-
-    Starting one costs seconds, so ask for several where reading a frame is slow, and use them for all splits.
-    """
-    if workers <= 1:
-        yield None
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _single_thread) as pool:
-        yield pool
-
-
-def build_store(
-    source: Source, split: str, root: Path | str, on_progress: Progress | None = None, pool: Executor | None = None
-) -> FrameStore:
-    """Write a split to a folder of one file per segment, or open it when it is there and complete.
-
-    Segments already written from the same source and settings are kept, so an interrupted call continues.
-
-    Args:
-        source: picklable if a pool is given.
-        split: a split of the source.
-        root: folder of the store; files of an older state of the source are replaced.
-        on_progress: called with frames done and frames in all.
-        pool: processes that write a segment each, see `worker_pool`; None writes one after the other in this one.
-
-    Returns:
-        The complete store, frames segment by segment in the order in which the split first names them.
+def plan_store(source: Source, split: str, root: Path | str) -> FilePlan:
+    """Return what the store of a split holds, segments in the order in which the split first names them.
 
     Raises:
-        DataError: the split has no frames, a frame cannot be read, or ``root`` is a file.
+        DataError: the split has no frames, or ``root`` is a file.
     """
     root = Path(root)
     if root.exists() and not root.is_dir():
@@ -338,74 +401,57 @@ def build_store(
     if not frame_ids:
         raise DataError(f"{source.name}: split '{split}' has no frames")
     fingerprint = hashlib.sha256(repr((FORMAT, source.fingerprint(), split, frame_ids)).encode()).hexdigest()[:32]
-    if _is_complete(root, fingerprint):
-        return FrameStore(root)
-    segments: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for frame_id in frame_ids:
-        segments.setdefault(source.segment_of(frame_id), []).append(frame_id)
-    jobs = {root / f"{_file_name(segment)}.arrow": ids for segment, ids in segments.items()}
-    assert len(jobs) == len(segments), "segment names must differ as file names"
-    _write_segments(source, jobs, fingerprint, on_progress or (lambda done, total: None), pool)
-    entries = [_segment_entry(path, segment) for path, segment in zip(jobs, segments, strict=True)]
-    write_json(root / INDEX, {"format": FORMAT, "fingerprint": fingerprint, "split": split, "segments": entries})
-    return FrameStore(root)
+        names.setdefault(source.segment_of(frame_id), []).append(frame_id)
+    segments = tuple(Segment(name, f"{_file_name(name)}.arrow", tuple(ids)) for name, ids in names.items())
+    assert len({segment.file for segment in segments}) == len(segments), "segment names must differ as file names"
+    return FilePlan(root, FRAMES, fingerprint, segments, split)
 
 
-def _write_segments(
-    source: Source, jobs: dict[Path, list[str]], fingerprint: str, on_progress: Progress, pool: Executor | None
-) -> None:
-    """Write the segments that are not there yet."""
-    total = sum(map(len, jobs.values()))
-    missing = {path: ids for path, ids in jobs.items() if not _holds(path, ids, fingerprint)}
-    done = total - sum(map(len, missing.values()))
-    on_progress(done, total)
-    if pool is None:
-        for path, ids in missing.items():
-            counted = _counted((source.read(frame_id) for frame_id in ids), done, total, on_progress)
-            write_frames(path, counted, fingerprint)
-            done += len(ids)
-        return
-    futures: dict[Future[None], int] = {
-        pool.submit(_write_segment, source, path, ids, fingerprint): len(ids) for path, ids in missing.items()
-    }
+def build_store(source: Source, split: str, root: Path | str, on_progress: Progress | None = None) -> FrameStore:
+    """Write a split to a folder of one file per segment, or open it when it is there and complete.
+
+    One after the other in this process, segments that are there already are kept; `conversion.convert` writes the same
+    files with many processes. ``on_progress`` is called with frames done and frames in all.
+
+    Raises:
+        DataError: the split has no frames, a frame cannot be read, or ``root`` is a file.
+    """
+    plan = plan_store(source, split, root)
+    if is_complete(plan):
+        return FrameStore(plan.root)
+    report = on_progress or (lambda done, total: None)
+    missing = [segment for segment in plan.segments if not plan.holds(segment)]
+    done = plan.num_frames - sum(len(segment.frame_ids) for segment in missing)
+    report(done, plan.num_frames)
+    for segment in missing:
+        frames = _counted(map(source.read, segment.frame_ids), done, plan.num_frames, report)
+        write_frames(plan.path(segment), frames, plan.fingerprint)
+        done += len(segment.frame_ids)
+    write_index(plan)
+    return FrameStore(plan.root)
+
+
+def write_index(plan: FilePlan) -> None:
+    """Make a folder whose files are all there a store."""
+    entries = [_segment_entry(plan.path(segment), segment.name) for segment in plan.segments]
+    index = {"format": FORMAT, "fingerprint": plan.fingerprint, "split": plan.split, "segments": entries}
+    write_json(plan.root / INDEX, index)
+
+
+def is_complete(plan: FilePlan) -> bool:
+    """Return whether `FrameStore` can open the folder and would find this plan's frames in it."""
     try:
-        for future in as_completed(futures):
-            future.result()
-            done += futures[future]
-            on_progress(done, total)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def _write_segment(source: Source, path: Path, frame_ids: list[str], fingerprint: str) -> None:
-    write_frames(path, (source.read(frame_id) for frame_id in frame_ids), fingerprint)
-
-
-def _single_thread() -> None:
-    torch.set_num_threads(1)
+        return FrameStore(plan.root).fingerprint == plan.fingerprint
+    except DataError:
+        return False
 
 
 def _counted(frames: Iterable[Frame], done: int, total: int, on_progress: Progress) -> Iterator[Frame]:
     for number, frame in enumerate(frames, 1):
         yield frame
         on_progress(done + number, total)
-
-
-def _holds(path: Path, frame_ids: list[str], fingerprint: str) -> bool:
-    """Return whether a file is a complete segment of this store."""
-    try:
-        file = RecordFile(path, "frames")
-        return file.metadata.get("fingerprint") == fingerprint and [key for key, _ in file.entries()] == frame_ids
-    except DataError:
-        return False
-
-
-def _is_complete(root: Path, fingerprint: str) -> bool:
-    try:
-        return FrameStore(root).fingerprint == fingerprint
-    except DataError:
-        return False
 
 
 def _file_name(segment: str) -> str:
@@ -415,7 +461,7 @@ def _file_name(segment: str) -> str:
 
 
 def _segment_entry(path: Path, segment: str) -> dict[str, Any]:
-    keys = RecordFile(path, "frames").entries()
+    keys = RecordFile(path, FRAMES).entries()
     return {
         "name": segment,
         "file": path.name,
@@ -426,7 +472,7 @@ def _segment_entry(path: Path, segment: str) -> dict[str, Any]:
 
 
 def _file_index(path: Path) -> dict[str, Any]:
-    fingerprint = RecordFile(path, "frames").metadata.get("fingerprint", "")
+    fingerprint = RecordFile(path, FRAMES).metadata.get("fingerprint", "")
     return {"fingerprint": fingerprint, "segments": [_segment_entry(path, path.stem)]}
 
 

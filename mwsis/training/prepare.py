@@ -1,6 +1,7 @@
 """Frame stores and spatial labels of a run, made or reopened: all that needs no network.
 
-Light on purpose: while its workers read the data set, the command imports the networks (`importing`).
+Light on purpose: while its workers read the data set, the command imports the networks (`importing`). A data set
+converted beforehand (`tools/convert.py`) is opened as it is.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from pathlib import Path
 from fusion.spatial_labels import spatial_labels
 from lidar.rings import ring_segments
 from mwsis.core.frame import Frame
-from mwsis.data.label_cache import FrameLabels, LabelCache, build_label_cache
+from mwsis.data.conversion import Labelling, SplitPlan, convert, jobs_of, plan_split
+from mwsis.data.label_cache import FrameLabels, LabelCache
 from mwsis.data.source import Source
-from mwsis.data.store import FrameStore, build_store, worker_pool
+from mwsis.data.store import FrameStore
+from mwsis.data.workers import worker_pool
 from mwsis.training.config import RunConfig, instantiated
 
-__all__ = ["Prepared", "Split", "build_source", "importing", "prepare"]
+__all__ = ["Prepared", "Split", "build_source", "importing", "labelling_of", "plan_run", "prepare"]
 
 OnProgress = Callable[[str, int, int], None]
-LABEL_VERSION = 2
+LABEL_VERSION = 3
 
 
 @contextmanager
@@ -66,26 +69,32 @@ def build_source(run: RunConfig) -> Source:
 
 
 def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared:
-    """Build or reopen the frame stores and the spatial labels of both splits."""
-    home = Path(run.data.cache) / f"{run.data.name}-{source.fingerprint()[:12]}"
-    splits = []
-    with worker_pool(run.data.cache_workers) as pool:
-        for split in (run.data.train_split, run.data.val_split):
-            frames = build_store(source, split, home / split, partial(on_progress, f"{split} frames"), pool)
-            on_label = partial(on_progress, f"{split} labels")
-            splits.append(Split(frames, label_split(run, frames, home / f"{split}-labels", on_label)))
+    """Build or reopen the frame stores and the spatial labels of both splits.
+
+    Raises:
+        DataError: a frame cannot be read.
+    """
+    plans = plan_run(run, source)
+    if not all(plan.is_complete() for plan in plans):
+        with worker_pool(run.data.cache_workers) as pool:
+            jobs = jobs_of(source, plans, labelling_of(run).labeller, pool)
+            convert(jobs, plans, pool, partial(on_progress, "frames"), strict=True)
+    splits = [Split(FrameStore(plan.frames.root), LabelCache(plan.labels.root)) for plan in plans]
     return Prepared(source, *splits)
 
 
-def label_split(
-    run: RunConfig, frames: FrameStore, folder: Path, on_progress: Callable[[int, int], None]
-) -> LabelCache:
-    """Return the spatial labels of a split, made from 2D boxes once per frame."""
+def plan_run(run: RunConfig, source: Source) -> list[SplitPlan]:
+    """Return where the frames and labels of both splits are kept; another source or other settings, other folders."""
+    home = Path(run.data.cache) / f"{run.data.name}-{source.fingerprint()[:12]}"
+    return [plan_split(source, split, home, labelling_of(run)) for split in (run.data.train_split, run.data.val_split)]
+
+
+def labelling_of(run: RunConfig) -> Labelling:
+    """Return how a run makes spatial labels, once per frame, from 2D boxes."""
     rings, clustering = run.method.spg and run.method.spg_rings, run.method.spg
     settings = f"{LABEL_VERSION} rings={rings} clustering={clustering} radii={run.data.radii}"
-    key = hashlib.sha256(settings.encode()).hexdigest()[:12]
     labeller = partial(_label, rings=rings, clustering=clustering, radii=tuple(run.data.radii))
-    return build_label_cache(frames, labeller, folder / key, f"{frames.fingerprint} {settings}", on_progress)
+    return Labelling(labeller, settings, hashlib.sha256(settings.encode()).hexdigest()[:12])
 
 
 def _label(frame: Frame, rings: bool, clustering: bool, radii: tuple[float, ...]) -> FrameLabels:

@@ -9,7 +9,6 @@ import torch
 from mwsis.core.errors import DataError
 from mwsis.core.frame import Frame
 from mwsis.core.instances import PointLabels
-from mwsis.data import label_cache
 from mwsis.data.label_cache import FrameLabels, LabelCache, build_label_cache
 from mwsis.data.store import FrameStore, build_store
 from tests.data.frames_for_tests import RandomSource, assert_same
@@ -40,8 +39,7 @@ def store(tmp_path: Path) -> FrameStore:
     return build_store(RandomSource(), "train", tmp_path / "store")
 
 
-def test_labels_come_back(tmp_path: Path, store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_cache, "FRAMES_PER_FILE", 2)
+def test_labels_come_back(tmp_path: Path, store: FrameStore) -> None:
     cache = build_label_cache(store, Labeller(), tmp_path / "labels", "v1")
     assert len(cache) == 5
     for index in range(5):
@@ -53,15 +51,14 @@ def test_labels_come_back(tmp_path: Path, store: FrameStore, monkeypatch: pytest
         cache[5]
 
 
-def test_interrupted_labelling_continues(tmp_path: Path, store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_cache, "FRAMES_PER_FILE", 2)
+def test_interrupted_labelling_continues(tmp_path: Path, store: FrameStore) -> None:
     with pytest.raises(KeyboardInterrupt):
-        build_label_cache(store, Labeller(fail_at="b-3"), tmp_path / "labels", "v1")
+        build_label_cache(store, Labeller(fail_at="b-4"), tmp_path / "labels", "v1")
     with pytest.raises(DataError, match="no index"):
         LabelCache(tmp_path / "labels")
     labeller, seen = Labeller(), []
     build_label_cache(store, labeller, tmp_path / "labels", "v1", lambda done, total: seen.append(done))
-    assert labeller.calls == ["city/a-2", "b-3", "b-4"]
+    assert labeller.calls == ["b-3", "b-4"]
     assert seen[-1] == 5
     assert seen == sorted(seen)
 
@@ -78,10 +75,10 @@ def test_only_a_changed_fingerprint_labels_again(tmp_path: Path, store: FrameSto
 
 def test_truncated_cache_is_named(tmp_path: Path, store: FrameStore) -> None:
     build_label_cache(store, Labeller(), tmp_path / "labels", "v1")
-    file = tmp_path / "labels" / "labels_00000.arrow"
+    file = tmp_path / "labels" / "b.arrow"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(DataError, match=r"labels_00000\.arrow: expected labels of this project, got a truncated"):
-        LabelCache(tmp_path / "labels")[0]
+    with pytest.raises(DataError, match=r"b\.arrow: expected labels of this project, got a truncated"):
+        LabelCache(tmp_path / "labels")[4]
 
 
 def test_unlabelled_frame() -> None:

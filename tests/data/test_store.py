@@ -11,7 +11,7 @@ import torch
 
 from mwsis.core.errors import DataError
 from mwsis.core.frame import Frame
-from mwsis.data.store import FrameStore, RecordFile, build_store, worker_pool, write_frames
+from mwsis.data.store import FrameStore, RecordFile, build_store, write_frames
 from tests.data.frames_for_tests import RandomSource, assert_same, random_frame
 
 
@@ -95,15 +95,6 @@ def test_complete_store_reads_nothing_and_a_changed_source_everything(tmp_path: 
     assert len(changed.reads) == 5
     assert store.fingerprint != first.fingerprint
     assert_same(store[0], changed.read("city/a-0"))
-
-
-@pytest.mark.slow
-def test_workers_write_the_same_store(tmp_path: Path) -> None:
-    with worker_pool(2) as pool:
-        parallel = build_store(RandomSource(), "train", tmp_path / "two", pool=pool)
-    single = build_store(RandomSource(), "train", tmp_path / "one")
-    for one, other in zip(parallel, single, strict=True):
-        assert_same(one, other)
 
 
 def test_truncated_file_is_named(tmp_path: Path) -> None:
