@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mwsis.core.distributed import normaliser
 from mwsis.core.instances import Boxes2D
 from mwsis.core.losses import sigmoid_focal
 
@@ -27,7 +28,6 @@ __all__ = [
     "box_iou_aligned",
     "detection_losses",
     "ltrb_to_boxes",
-    "mean_over_ranks",
     "norm_groups",
     "pyramid_locations",
     "rank_within",
@@ -43,19 +43,6 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 def norm_groups(channels: int) -> int:
     """Return how many groups a group normalisation of ``channels`` gets: 32, or 16 below 128 channels."""
     return 32 if channels >= 128 else 16
-
-
-def mean_over_ranks(count: Tensor) -> Tensor:
-    """Return the mean of a scalar over the processes of a distributed run; the scalar itself otherwise.
-
-    Dividing by it makes gradients averaged over processes equal those of one process that sees all images.
-    """
-    count = count.detach().float()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = count.clone()
-        torch.distributed.all_reduce(count)
-        count = count / torch.distributed.get_world_size()
-    return count
 
 
 def rank_within(groups: Tensor, scores: Tensor) -> Tensor:
@@ -134,6 +121,11 @@ class HeadOutput:
     ltrb: Tensor
     centerness_logits: Tensor
     tower_feats: Tensor
+
+    def float(self) -> HeadOutput:
+        """Return the maps in float32."""
+        maps = (self.class_logits, self.ltrb, self.centerness_logits, self.tower_feats)
+        return HeadOutput(*(each.float() for each in maps))
 
 
 class FCOSHead(nn.Module):
@@ -376,19 +368,19 @@ def detection_losses(output: HeadOutput, locations: Locations, positives: Positi
         Three scalars; without positives the last two are zero but connected to the graph.
 
     Source: FCOS: focal loss (alpha 0.25, gamma 2) over the number of positives; GIoU loss weighted by centre-ness, with
-    areas smoothed by one; centre-ness cross-entropy. Counts are means over processes.
+    areas smoothed by one; centre-ness cross-entropy. Counts are those of the whole step (`normaliser`).
     """
     picked = (positives.image_index, positives.location_index)
     classes = torch.zeros_like(output.class_logits)
     classes[(*picked, positives.class_index)] = 1
     focal = sigmoid_focal(output.class_logits, classes, FOCAL_ALPHA, FOCAL_GAMMA)
-    num_positives = mean_over_ranks(focal.new_tensor(len(positives))).clamp(min=1)
+    num_positives = normaliser(focal.new_tensor(len(positives)))
     target = target_ltrb(positives, locations)
     centre = _centerness(target)
     box = (_giou_loss(output.ltrb[picked], target) * centre).sum()
     entropy = functional.binary_cross_entropy_with_logits(output.centerness_logits[picked], centre, reduction="sum")
     return {
         "classification": focal.sum(-1).masked_fill(positives.ignored, 0).sum() / num_positives,
-        "box": box / mean_over_ranks(centre.sum()).clamp(min=1e-6),
+        "box": box / normaliser(centre.sum(), at_least=1e-6),
         "centerness": entropy / num_positives,
     }

@@ -72,6 +72,7 @@ class CondInst(nn.Module):
         max_per_image: most detections of an image.
         box_weight: factor of the box loss (published: 1).
         refinement: sharpens predicted masks, not those that are trained (*generalised*; None is published).
+        in_bfloat16: compute the maps in bfloat16 under autocast; masks, scores and losses are made of them in float32.
 
     Source: CondInst (ECCV 2020) on FCOS; prediction settings 0.05, 0.6, 1000, 100.
     """
@@ -92,6 +93,7 @@ class CondInst(nn.Module):
         max_per_image: int = 100,
         box_weight: float = 1.0,
         refinement: ColorRefinement | None = None,
+        in_bfloat16: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -107,13 +109,16 @@ class CondInst(nn.Module):
         self.max_per_image = max_per_image
         self.box_weight = box_weight
         self.refinement = refinement
+        self.in_bfloat16 = in_bfloat16
 
     def dense(self, images: ImageBatch) -> Dense:
         """Return the network's maps for a batch of images (H and W multiples of 32)."""
-        features = self.pyramid(self.backbone(images.images, images.sizes))
+        with torch.autocast(images.images.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            features = self.pyramid(self.backbone(images.images, images.sizes))
+            head, mask_feats = self.head(features), self.mask_branch(features)
         shapes = [(int(feature.shape[2]), int(feature.shape[3])) for feature in features]
         locations = pyramid_locations(shapes, self.pyramid.strides, images.images.device)
-        return Dense(self.head(features), locations, self.mask_branch(features))
+        return Dense(head.float(), locations, mask_feats.float())
 
     def assign(self, dense: Dense, labels: Sequence[Boxes2D]) -> Positives:
         """Return all locations that learn an object; ``gt_index`` counts ``labels.objects`` of all images in order."""
@@ -256,7 +261,7 @@ def build_condinst(
         box_bias: initial distance to each side in strides (published: 0; 2 keeps the ReLU alive from the first step).
         random_mask_start: every object starts from one random mask network, see `camera.condinst.Controller`.
         **settings: further ones of `CondInst`: ``box_weight``, ``score_threshold``, ``nms_iou``,
-            ``candidates_per_level``, ``max_per_image``, ``refinement``.
+            ``candidates_per_level``, ``max_per_image``, ``refinement``, ``in_bfloat16``.
 
     Raises:
         ConfigError: a setting does not fit the others.

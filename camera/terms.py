@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from camera.affinity import CELL, Color, PairAffinity
-from camera.fcos import Positives, mean_over_ranks
+from camera.fcos import Positives
 from camera.sources import DenseTarget
 from mwsis.core.batch import ImageBatch
+from mwsis.core.distributed import everywhere, normaliser
 from mwsis.core.losses import dice, pair_nll
 
 __all__ = ["CellPairs", "MaskContext", "Pairwise", "Projection", "PseudoMask", "look_alike_pairs", "raster_boxes"]
@@ -111,7 +112,7 @@ class Projection:
         on_row = ((rows >= extent[:, :1]) & (rows <= extent[:, 1:2])).to(prob.dtype)
         on_col = ((cols >= extent[:, 2:3]) & (cols <= extent[:, 3:])).to(prob.dtype)
         loss = dice(prob.amax(2), on_row) + dice(prob.amax(1), on_col)
-        return self.weight * loss.sum() / mean_over_ranks(prob.new_tensor(len(prob))).clamp(min=1)
+        return self.weight * loss.sum() / normaliser(prob.new_tensor(len(prob)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +222,7 @@ class Pairwise:
         flat, base = ctx.mask_logits.flatten(), sample * (height * width)
         loss = pair_nll(flat.index_select(0, base + pairs.first[pair]), flat.index_select(0, base + pairs.second[pair]))
         weight = pairs.weight[pair]
-        return self.weight * (loss * weight).sum() / mean_over_ranks(weight.sum()).clamp(min=1)
+        return self.weight * (loss * weight).sum() / normaliser(weight.sum())
 
 
 class PseudoMask:
@@ -256,11 +257,12 @@ class PseudoMask:
         wanted = (soft > self.high).to(logits.dtype)
         sure = ((soft > self.high) | (soft < self.low)).to(logits.dtype)
         entropy = functional.binary_cross_entropy_with_logits(logits, wanted, sure, reduction="sum")
-        entropy = entropy / mean_over_ranks(sure.sum()).clamp(min=1)
+        entropy = entropy / normaliser(sure.sum())
         prob = logits.sigmoid()
         if self.global_dice:
-            overlap = dice(prob.reshape(1, -1), wanted.reshape(1, -1), sure.reshape(1, -1))[0] * bool(present.any())
+            rows = (part.reshape(1, -1) for part in (prob, wanted, sure))
+            overlap = dice(*rows, whole_step=True)[0] * (not everywhere(not bool(present.any())))
         else:
-            num_samples = mean_over_ranks(present.sum()).clamp(min=1)
+            num_samples = normaliser(present.sum())
             overlap = dice(prob, wanted, sure).sum() / num_samples
         return self.weight * (entropy + overlap)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion.correspondence import PointPixelPairs, sample_maps
+from mwsis.core.distributed import normaliser
 from mwsis.core.losses import soft_bce
 
 __all__ = ["camera_to_lidar", "class_maps", "lidar_to_camera"]
@@ -66,7 +67,8 @@ def lidar_to_camera(
         confident: a pair counts if either side is below the first or above the second value.
 
     Returns:
-        Scalar: sum over confident pairs, divided by the number of all supervised pairs and classes; 0 without any.
+        Scalar: sum over confident pairs, divided by the number of all supervised pairs and classes of the step
+        (`normaliser`); 0 without any.
 
     Source: MWSIS (AAAI 2024), CSCS 3D to 2D; normaliser from its released code.
     """
@@ -74,7 +76,7 @@ def lidar_to_camera(
     target = teacher_prob.detach()[pairs.point_index]
     supervised = present[pairs.image_index]
     loss, _ = _gated_bce(prob, target, supervised, confident)
-    return loss / supervised.sum().clamp(min=1)
+    return loss / normaliser(supervised.sum())
 
 
 def camera_to_lidar(
@@ -96,7 +98,7 @@ def camera_to_lidar(
         confident: a pair counts if either side is below the first or above the second value.
 
     Returns:
-        Scalar: mean over confident pairs and classes; 0 without any.
+        Scalar: mean over confident pairs and classes of the step (`normaliser`); 0 without any.
 
     Source: MWSIS (AAAI 2024), CSCS 2D to 3D; normaliser from its released code. *Corrected*: the target is detached
     also when student and teacher are one network.
@@ -104,7 +106,7 @@ def camera_to_lidar(
     target = sample_maps(target_maps.detach(), stride, pairs.pixel_uv, pairs.image_index)
     prob = student_logits[pairs.point_index].float().sigmoid()
     loss, num_confident = _gated_bce(prob, target, present[pairs.image_index], confident)
-    return loss / num_confident.clamp(min=1)
+    return loss / normaliser(num_confident)
 
 
 def _gated_bce(

@@ -28,6 +28,7 @@ from fusion.vote_history import VoteHistory, correct_labels, votes_from_prob
 from lidar.point_head import semantic_loss, vote_loss
 from lidar.segmentor import PointOutput
 from mwsis.core.batch import Batch
+from mwsis.core.distributed import everywhere, gather
 from mwsis.core.ema import EMATeacher
 from mwsis.core.instances import PointLabels
 from mwsis.core.schedule import EMADecay, Ramp
@@ -127,8 +128,11 @@ class PretrainingStep(nn.Module):
         """
         losses: dict[str, Tensor] = {}
         view, points = None, None
+        # A branch sits out a step in which one process of a distributed run has nothing for it.
+        with_lidar = with_lidar and everywhere(len(batch.points.xyz) > 0)
+        with_camera = everywhere(len(batch.images) > 0)
         taught = self._teacher_points(batch, progress) if with_lidar else None
-        if self.student.camera is not None and len(batch.images):
+        if self.student.camera is not None and with_camera:
             view = self._camera_losses(batch, progress, losses)
         if self.student.lidar is not None and with_lidar:
             points = self._lidar_losses(batch, taught, progress, losses)
@@ -263,9 +267,12 @@ class PretrainingStep(nn.Module):
         record = self.method.record_votes_from
         if self.vote_history is None or record is None or progress < record:
             return
-        votes, seen = votes_from_prob(taught.class_prob).cpu(), taught.in_range.cpu()
-        for frame, rows, span in self._frames(batch):
-            self.vote_history.push(frame, rows[seen[span]], votes[span][seen[span]])
+        votes, seen = votes_from_prob(taught.class_prob).to("cpu", torch.int8), taught.in_range.cpu()
+        own = [(frame, rows[seen[span]].int(), votes[span][seen[span]]) for frame, rows, span in self._frames(batch)]
+        # Every process keeps the votes of all, in the order of one process: a frame's next visit may be anywhere.
+        for together in zip(*gather(own), strict=True):
+            for frame, rows, voted in together:
+                self.vote_history.push(frame, rows.long(), voted.long())
 
     @staticmethod
     def _frames(batch: Batch) -> Iterator[tuple[int, Tensor, slice]]:

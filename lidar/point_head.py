@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lidar.unet_v2 import BN_EPS, BN_MOMENTUM
+from mwsis.core.distributed import normaliser
 from mwsis.core.instances import IGNORE
 from mwsis.core.losses import sigmoid_focal
 from mwsis.core.segment_ops import segment_mean
@@ -109,7 +110,7 @@ def semantic_loss(
         class_weights: factor of each class; 1 each when empty (*generalised*: rare classes need it in short runs).
 
     Returns:
-        Scalar, mean over kept points and classes; 0 when no point is kept.
+        Scalar, mean over the kept points of the step and classes (`normaliser`); 0 when no point is kept.
 
     Source: MWSIS, segmentation head: gamma 3, alpha 0.8, weight 100.
     """
@@ -122,7 +123,7 @@ def semantic_loss(
     loss = sigmoid_focal(logits, targets, alpha, gamma)
     if class_weights:
         loss = loss * loss.new_tensor(class_weights)
-    return weight * loss.sum() / max(logits.numel(), 1)
+    return weight * loss.sum() / normaliser(loss.new_tensor(logits.numel()))
 
 
 def instance_centroids(xyz: Tensor, instance_ids: Tensor, batch_index: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def vote_loss(
         valid: (N,) bool, points to keep (`PointOutput.in_range`); all when None.
 
     Returns:
-        Scalar, mean over those points and the three axes; 0 when there is none.
+        Scalar, mean over those points of the step and the three axes (`normaliser`); 0 when there is none.
 
     Source: MWSIS, segmentation head (weight 1).
     """
@@ -178,4 +179,4 @@ def vote_loss(
     target = encode_votes(instance_centroids(xyz, instance_ids, batch_index) - xyz)[keep]
     rows = keep.nonzero()[:, 0]
     vote = vote_encoded[rows, semantic_labels[rows]]
-    return (vote - target).abs().sum() / max(vote.numel(), 1)
+    return (vote - target).abs().sum() / normaliser(vote.new_tensor(vote.numel()))

@@ -2,7 +2,10 @@
 
     uv run tools/evaluate.py ckpt=RUN/checkpoints/last.ckpt out=DIR
     uv run tools/evaluate.py ckpt=... out=DIR data=kitti data.root=FOLDER     another data set
+    uv run tools/evaluate.py ckpt=... out=DIR protocol=published              as MWSIS was scored
 
+protocol=ours (default) ignores what nobody labelled; protocol=published counts it as background (and, where the data
+set has a class_map, counts classes as published: the validation frames are then read once more).
 Writes DIR/metrics.json with teacher and student; ground truth is used for scoring only.
 Exit code: 0 done, 2 wrong input (one sentence says what).
 """
@@ -24,20 +27,22 @@ from mwsis.training.commands import (
 
 def main(arguments: list[str]) -> None:
     """Load, score, write."""
-    own, overrides = split_arguments(arguments, {"ckpt": "", "out": ""})
+    own, overrides = split_arguments(arguments, {"ckpt": "", "out": "", "protocol": "ours"})
     asked = compose_run(overrides) if overrides else None
 
     from mwsis.core.files import write_json
+    from mwsis.evaluation.protocols import protocol_named
     from mwsis.training.checkpoint import read_run_checkpoint
     from mwsis.training.config import typed
-    from mwsis.training.evaluate import evaluate_run
+    from mwsis.training.evaluate import evaluate_run, for_protocol
     from mwsis.training.prepare import build_source, prepare
 
     began = time.monotonic()
+    protocol = protocol_named(own["protocol"])
     state = read_run_checkpoint(own["ckpt"])
-    run = typed(restore_config(state["config"], asked, overrides))
+    run = for_protocol(typed(restore_config(state["config"], asked, overrides)), protocol)
     prepared = prepare(run, build_source(run), progress_line)
-    metrics, _ = evaluate_run(run, state, prepared, own["ckpt"], progress_line)
+    metrics, _ = evaluate_run(run, state, prepared, own["ckpt"], progress_line, protocol)
     metrics["wall_s"] = round(time.monotonic() - began, 1)
     path = Path(own["out"]) / "metrics.json"
     write_json(path, metrics)

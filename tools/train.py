@@ -3,10 +3,11 @@
     uv run tools/train.py                                    the embedded street world, some five minutes on two cores
     uv run tools/train.py method=frustum seed=1              another method (configs/method), another seed
     uv run tools/train.py experiment=kitti_mini data.root=D  a KITTI folder
+    uv run tools/train.py experiment=mwsis_waymo data.root=D  the paper's run; trainer=ddp for several GPUs, or slurm
     uv run tools/train.py resume=RUN                         continue a run that was interrupted (ctrl-C saves first)
 
 Settings are key=value; files in configs/ hold the defaults of each group:
-    data=street|kitti  method=mwsis|boxinst|frustum  camera=...  lidar=...  trainer=cpu|gpu  experiment=...
+    data=street|kitti  method=mwsis|boxinst|frustum  camera=...  lidar=...  trainer=cpu|gpu|ddp|slurm  experiment=...
     seed=0  out=DIR  trainer.max_steps=N  method.ipg=false  method.pvc=false  method.cscs.camera_to_lidar=false  ...
 
 The run folder holds config.yaml, metrics.json, report.html, losses.csv, checkpoints/last.ckpt and export/.
@@ -15,6 +16,7 @@ Exit code: 0 done, 2 wrong input (one sentence says what), 130 interrupted (resu
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -33,22 +35,41 @@ def main(arguments: list[str]) -> None:
     if config.resume is not None and any(not argument.startswith("resume=") for argument in arguments):
         raise ConfigError("resume=... takes every setting from the run's config.yaml; remove the other arguments")
 
+    from mwsis.training import launch
     from mwsis.training.folder import open_run
-    from mwsis.training.prepare import build_source, importing, prepare
 
     began = time.monotonic()
     run, folder = open_run(config)
-    source = build_source(run)
-    with importing("mwsis.training.run"):
-        prepared = prepare(run, source, progress_line)
+    if run.trainer.slurm:
+        launch.adopt_slurm()
+    if launch.starts_processes(run.trainer):
+        place = [] if run.out or config.resume else [f"out={folder.root}"]
+        raise SystemExit(launch.run_processes([sys.executable, *sys.orig_argv[1:], *place], run.trainer.devices))
+    launch.join(run.trainer)
+    folder = launch.agreed(folder)
+    prepared = prepare_run(run)
 
     from mwsis.training.run import train
 
-    if not train(run, folder, prepared):
+    complete = train(run, folder, prepared)
+    launch.leave()
+    if not launch.is_first():
+        return
+    if not complete:
         print(f"\ninterrupted; continue with: uv run tools/train.py resume={folder.root}")
         raise KeyboardInterrupt
     finish(run, folder, prepared, began)
     print(f"run: {folder.root}")
+
+
+def prepare_run(run: RunConfig) -> Prepared:
+    """Open the data set; the first of several processes reads it into the cache."""
+    from mwsis.training import launch
+    from mwsis.training.prepare import build_source, importing, prepare
+
+    source = build_source(run)
+    with importing("mwsis.training.run"), launch.in_turns():
+        return prepare(run, source, progress_line)
 
 
 def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) -> None:

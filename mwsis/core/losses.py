@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mwsis.core.distributed import sum_over_processes
+
 __all__ = ["dice", "pair_nll", "sigmoid_focal", "soft_bce"]
 
 DICE_EPSILON = 1e-5
@@ -37,13 +39,14 @@ def sigmoid_focal(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -
     return balance * missed**gamma * functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
-def dice(prob: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def dice(prob: Tensor, target: Tensor, weight: Tensor | None = None, *, whole_step: bool = False) -> Tensor:
     """Return one minus the overlap of each row, ``1 - 2 sum(ut) / (sum(u^2) + sum(t^2) + 1e-5)``.
 
     Args:
         prob: (K, M) float in [0, 1].
         target: (K, M) float in [0, 1].
         weight: (K, M) float >= 0 on every term of the three sums (0 leaves a cell out); None means 1.
+        whole_step: add up the cells of all processes of a distributed run, which then have K in common but not M.
 
     Returns:
         (K,) float in [0, 1]; exactly 1 where prediction and target share nothing.
@@ -53,6 +56,8 @@ def dice(prob: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     weight = torch.ones_like(prob) if weight is None else weight
     overlap = (weight * prob * target).sum(1)
     size = (weight * prob * prob).sum(1) + (weight * target * target).sum(1)
+    if whole_step:
+        overlap, size = sum_over_processes(torch.stack([overlap, size])).unbind()
     return 1 - 2 * overlap / (size + DICE_EPSILON)
 
 

@@ -1,13 +1,12 @@
 """What a model found in a frame, and the scores of a split; models themselves are never seen here.
 
-`coco_masks.py`, `point_instances.py` and `point_semantics.py` hold the arithmetic.
+`coco_masks.py`, `point_instances.py` and `point_semantics.py` hold the arithmetic, `protocols.py` what counts as truth.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -16,8 +15,9 @@ from mwsis.core.instances import Detections, PointInstances, PointLabels
 from mwsis.evaluation.coco_masks import CocoMaskEvaluator
 from mwsis.evaluation.point_instances import PointInstanceEvaluator
 from mwsis.evaluation.point_semantics import PointSemanticEvaluator
+from mwsis.evaluation.protocols import OURS, Protocol
 
-__all__ = ["FramePrediction", "score"]
+__all__ = ["FramePrediction", "SplitScores"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,30 +46,47 @@ class FramePrediction:
         return PointLabels(self.frame.truth.semantic_labels, self.frame.truth.instance_ids)[self.point_index]
 
 
-def score(
-    predictions: Sequence[FramePrediction], class_names: tuple[str, ...]
-) -> dict[str, dict[str, float | None] | None]:
-    """Return ``{"camera": ..., "lidar": ...}`` against ground truth; None for a branch that cannot be scored."""
-    masks = CocoMaskEvaluator(class_names)
-    instances = PointInstanceEvaluator(class_names)
-    semantics = PointSemanticEvaluator(class_names)
-    has_masks = has_points = False
-    for prediction in predictions:
+class SplitScores:
+    """Scores a split frame by frame; predictions need not be kept.
+
+    Args:
+        class_names: the classes, in the order of the labels.
+        protocol: what counts as ground truth.
+    """
+
+    def __init__(self, class_names: tuple[str, ...], protocol: Protocol = OURS) -> None:
+        self.protocol = protocol
+        self._masks = CocoMaskEvaluator(class_names)
+        self._instances = PointInstanceEvaluator(class_names)
+        self._semantics = PointSemanticEvaluator(class_names)
+        self._has_masks = self._has_points = False
+
+    def add(self, prediction: FramePrediction) -> None:
+        """Record what was found in one frame; frames without ground truth do not count."""
         truth = prediction.frame.truth
         if truth is None:
-            continue
-        if prediction.points is not None and prediction.gt_points is not None:
-            has_points = True
-            instances.add(prediction.points, prediction.gt_points)
-            semantics.add(prediction.points.semantic_labels, prediction.gt_points.semantic_labels)
-        for found, image in zip(prediction.detections or [], truth.images, strict=False):
+            return
+        if prediction.points is not None:
+            self._has_points = True
+            scored = self.protocol.scored_points(prediction.frame, prediction.point_index)
+            gt, found = self.protocol.point_labels(truth)[prediction.point_index[scored]], prediction.points
+            found = replace(
+                found, semantic_labels=found.semantic_labels[scored], instance_ids=found.instance_ids[scored]
+            )
+            self._instances.add(found, gt)
+            self._semantics.add(found.semantic_labels, gt.semantic_labels)
+        for detections, image in zip(prediction.detections or [], truth.images, strict=False):
             if image is not None:
-                has_masks = True
-                masks.add(found, image)
-    return {
-        "camera": _without_nan(masks.compute()) if has_masks else None,
-        "lidar": _without_nan({**instances.compute(), **semantics.compute()}) if has_points else None,
-    }
+                self._has_masks = True
+                self._masks.add(detections, self.protocol.image_truth(image))
+
+    def compute(self) -> dict[str, dict[str, float | None] | None]:
+        """Return ``{"camera": ..., "lidar": ...}``; None for a branch that cannot be scored."""
+        points = {**self._instances.compute(), **self._semantics.compute()} if self._has_points else None
+        return {
+            "camera": _without_nan(self._masks.compute()) if self._has_masks else None,
+            "lidar": None if points is None else _without_nan(points),
+        }
 
 
 def _without_nan(scores: dict[str, float]) -> dict[str, float | None]:

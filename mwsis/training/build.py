@@ -56,9 +56,14 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
                 box_bias=run.camera.box_bias,
                 prior=run.camera.prior,
                 num_convs=run.camera.head_convs,
+                mask_branch_channels=run.camera.mask_branch_channels,
+                mask_branch_convs=run.camera.mask_branch_convs,
+                random_mask_start=run.camera.random_mask_start,
                 size_ranges=(*run.camera.size_ranges, math.inf),
                 box_weight=run.camera.box_weight,
                 score_threshold=run.camera.score_threshold,
+                nms_iou=run.camera.nms_iou,
+                in_bfloat16=run.trainer.precision == "bf16-camera",
                 refinement=instantiated(run.camera.refinement, "camera.refinement") if run.camera.refinement else None,
             )
             _set_bn_momentum(camera, run.camera.bn_momentum)

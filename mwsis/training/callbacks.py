@@ -1,6 +1,6 @@
 """What happens around a step: checkpoints, interrupts, the loss log.
 
-on_train_start       handlers for ctrl-C and SIGTERM are installed
+on_train_start       handlers for ctrl-C and SIGTERM are installed; under Slurm also for SIGUSR1
 on_train_batch_end   losses are logged; every `every` steps, at an interrupt and at the end the run is saved
 teardown             handlers are put back
 """
@@ -17,8 +17,9 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard import SummaryWriter
 
+from mwsis.core.distributed import everywhere
 from mwsis.core.files import atomic_write
-from mwsis.training import checkpoint
+from mwsis.training import checkpoint, launch
 from mwsis.training.module import PretrainingModule
 
 __all__ = ["LossLog", "SaveAndStop", "read_losses"]
@@ -27,21 +28,27 @@ __all__ = ["LossLog", "SaveAndStop", "read_losses"]
 class SaveAndStop(Callback):
     """Saves the run; an interrupt saves after the step in progress and stops.
 
+    Of several processes the first one saves, and all stop after the same step, whichever was interrupted. SIGUSR1 also
+    asks Slurm to start the job again. (Lightning's own requeueing saves in the middle of a step, and not the votes.)
+
     Args:
         path: checkpoint file, replaced each time.
         every: steps between checkpoints.
         facts: plain values written into each checkpoint.
+        slurm: heed SIGUSR1.
     """
 
-    def __init__(self, path: Path, every: int, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, every: int, facts: dict[str, Any], slurm: bool = False) -> None:
         self.path = path
         self.every = every
         self.facts = facts
         self.interrupted = False
+        self._signals = [signal.SIGINT, signal.SIGTERM] + [signal.SIGUSR1] * slurm
+        self._requeue = False
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._signals:
             self._previous[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
@@ -49,17 +56,31 @@ class SaveAndStop(Callback):
     ) -> None:
         assert isinstance(pl_module, PretrainingModule)
         done = pl_module.steps_done
-        if self.interrupted or done % self.every == 0 or done == pl_module.max_steps:
-            checkpoint.save(self.path, pl_module.step, pl_module.branch_optimisers, done, self.facts)
-        if self.interrupted:
-            trainer.should_stop = True
+        stop = not everywhere(not self.interrupted)
+        if stop or done % self.every == 0 or done == pl_module.max_steps:
+            with launch.in_turns():
+                self._save(pl_module)
+        if stop:
+            self.interrupted = trainer.should_stop = True
+            requeue = not everywhere(not self._requeue)
+            if requeue and launch.is_first():
+                launch.requeue()
+
+    def _save(self, module: PretrainingModule) -> None:
+        votes = module.step.vote_history
+        if launch.is_first():
+            checkpoint.save(self.path, module.step, module.branch_optimisers, module.steps_done, self.facts)
+        elif votes is not None:
+            votes.commit(write=launch.is_first_of_node())
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, stack: FrameType | None) -> None:
-        if self.interrupted:  # the second one does not wait
+        if number == signal.SIGUSR1:
+            self._requeue = True
+        elif self.interrupted:  # the second one does not wait
             raise KeyboardInterrupt
         self.interrupted = True
 

@@ -18,6 +18,7 @@ from mwsis.core.errors import ConfigError, closest_name
 __all__ = [
     "BRANCHES",
     "NETWORKS",
+    "PRECISIONS",
     "BranchOptimConfig",
     "CameraConfig",
     "DataConfig",
@@ -34,6 +35,8 @@ __all__ = [
 BRANCHES = ("camera", "lidar")
 NETWORKS = {"unet_v2": "lidar.segmentor.build_unet_v2_segmentor"}
 """Builders of LiDAR networks by name, as import paths: a run is checked before anything heavy is imported."""
+
+PRECISIONS = ("32", "bf16-camera")
 
 
 @dataclass
@@ -57,6 +60,9 @@ class DataConfig:
     only_in_image: bool = True
     # image widths drawn from at training time, px; the last one is used for evaluation
     image_widths: list[int] = MISSING
+    # height and width that training images are padded to, px, multiples of 32; null = the largest of each process's
+    # part of a step (padding is not wholly without effect: several processes equal one to the digit with a size here)
+    pad_to: list[int] | None = None
     # rotation +-deg and relative scale of the sweep (MWSIS: 45, 0.05)
     rotation_deg: float = 45.0
     scale_jitter: float = 0.05
@@ -66,6 +72,8 @@ class DataConfig:
     radii: list[float] = field(default_factory=lambda: [0.6, 0.1, 0.4])
     # whether the data set has camera mask ground truth to score against
     has_mask_truth: bool = True
+    # training frames, evenly spread, on which the quality of the labels is measured; null = all
+    quality_frames: int | None = None
 
 
 @dataclass
@@ -102,6 +110,11 @@ class CameraConfig:
     # initial value of the (scaled, rectified) distances to the box sides, in strides
     box_bias: float = 0.0
     head_convs: int = 2
+    # mask branch: inner depth and number of convolutions (published: 128, 4)
+    mask_branch_channels: int = 64
+    mask_branch_convs: int = 2
+    # masks start from one random mask network instead of from none (published: false)
+    random_mask_start: bool = True
     # FCOS: largest side regressed on each pyramid level, px of the network input
     size_ranges: list[float] = field(default_factory=lambda: [64.0, 128.0, 256.0, 512.0])
     masks_per_image: int = 64
@@ -113,6 +126,8 @@ class CameraConfig:
     bn_momentum: float = 0.1
     # candidates at or below are dropped at prediction (CondInst: .05)
     score_threshold: float = 0.05
+    # overlap above which the weaker of two boxes of a class is dropped
+    nms_iou: float = 0.6
     # `_target_` of what sharpens predicted masks; null = nothing, as published
     refinement: Any = None
     optim: BranchOptimConfig = field(default_factory=BranchOptimConfig)
@@ -199,11 +214,21 @@ class TrainerConfig:
     """How long, on what, and how often the run is saved."""
 
     max_steps: int = MISSING
+    # of all processes together
     frames_per_step: int = 1
     # the LiDAR branch trains on every k-th step (published: 1); a CPU spends what that saves on images
     lidar_every: int = 1
     accelerator: str = "auto"
+    # per machine; several share the frames of a step and give the result of one
     devices: int = 1
+    nodes: int = 1
+    # started by srun: SIGUSR1 saves and requeues the job, which then continues
+    slurm: bool = False
+    # batch norms use the statistics of the whole step instead of one process's frames
+    shared_norms: bool = True
+    # 32 | bf16-camera: the camera network in bfloat16; its masks, its losses and the sparse network stay in float32
+    precision: str = "32"
+    # of each process
     workers: int = 0
     checkpoint_every: int = 50
     log_every: int = 1
@@ -250,9 +275,22 @@ def typed(config: DictConfig) -> RunConfig:
         ("trainer.lidar_every", run.trainer.lidar_every),
         ("trainer.checkpoint_every", run.trainer.checkpoint_every),
         ("trainer.log_every", run.trainer.log_every),
+        ("trainer.devices", run.trainer.devices),
+        ("trainer.nodes", run.trainer.nodes),
     ):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
+    num_processes = run.trainer.devices * run.trainer.nodes
+    if run.trainer.frames_per_step % num_processes:
+        raise ConfigError(
+            f"trainer.frames_per_step: expected a multiple of trainer.devices x trainer.nodes ({num_processes}), got "
+            f"{run.trainer.frames_per_step}"
+        )
+    if run.trainer.precision not in PRECISIONS:
+        raise ConfigError(f"trainer.precision: expected one of {list(PRECISIONS)}, got {run.trainer.precision}")
+    pad_to = run.data.pad_to
+    if pad_to is not None and (len(pad_to) != 2 or any(side < 32 or side % 32 for side in pad_to)):
+        raise ConfigError(f"data.pad_to: expected height and width, multiples of 32, or null, got {pad_to}")
     if run.data.cameras_per_frame is not None and run.data.cameras_per_frame < 1:
         raise ConfigError(f"data.cameras_per_frame: expected at least 1 or null, got {run.data.cameras_per_frame}")
     if "lidar" not in run.method.branches and run.method.cscs.lidar_to_camera:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from fusion.segmentor import MultimodalSegmentor
 from fusion.spatial_labels import box_point_pairs
 from mwsis.core.frame import Frame
 from mwsis.data.label_cache import FrameLabels
 from mwsis.evaluation.label_quality import LabelQuality
-from mwsis.evaluation.predictions import FramePrediction, score
+from mwsis.evaluation.predictions import FramePrediction, SplitScores
+from mwsis.evaluation.protocols import OURS, PROTOCOLS, Protocol
 from mwsis.training import build
 from mwsis.training.config import RunConfig
 from mwsis.training.inference import predict
 from mwsis.training.prepare import Prepared
 from mwsis.training.run import load_run
 
-__all__ = ["LABEL_METHODS", "evaluate_run", "label_quality", "trained_from"]
+__all__ = ["LABEL_METHODS", "evaluate_run", "for_protocol", "label_quality", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
 LABEL_METHODS = {
@@ -30,9 +33,14 @@ RSC_CLASSES = ("Vehicle", "Cyclist")
 
 
 def evaluate_run(
-    run: RunConfig, state: dict[str, Any], prepared: Prepared, what: str, on_progress: OnProgress
+    run: RunConfig,
+    state: dict[str, Any],
+    prepared: Prepared,
+    what: str,
+    on_progress: OnProgress,
+    protocol: Protocol = OURS,
 ) -> tuple[dict[str, Any], list[FramePrediction]]:
-    """Return the content of ``metrics.json`` (without ``wall_s``) and the teacher's predictions on validation frames.
+    """Return the content of ``metrics.json`` (without ``wall_s``) and the teacher's predictions to be drawn.
 
     Args:
         run: configuration.
@@ -40,20 +48,20 @@ def evaluate_run(
         prepared: the data set to score on.
         what: names the checkpoint in errors.
         on_progress: called with (what, done, total).
+        protocol: what counts as ground truth.
     """
     names = prepared.source.class_names
     teacher, student = load_run(state, run, len(names), what)
-    transform = build.build_transform(run, augment=False)
-    rsc = tuple(index for index, name in enumerate(names) if run.method.rsc and name in RSC_CLASSES)
-    predictions: dict[str, list[FramePrediction]] = {}
-    for title, model in (("teacher", teacher), ("student", student)):
-        report = partial(on_progress, f"evaluate {title}")
-        predictions[title] = list(predict(model, prepared.val.frames, prepared.val.labels, transform, rsc, report))
-    scores = {title: score(found, names) for title, found in predictions.items()}
+    shown: list[FramePrediction] = []
+    scores = {"teacher": _scored(run, teacher, prepared, protocol, partial(on_progress, "evaluate teacher"), shown)}
+    scores["student"] = scores["teacher"]
+    if student is not teacher:
+        scores["student"] = _scored(run, student, prepared, protocol, partial(on_progress, "evaluate student"))
     metrics: dict[str, Any] = {
         branch: {title: scores[title][branch] for title in scores} for branch in run.method.branches
     }
-    rows = label_quality(prepared.train.frames, prepared.train.labels, names, tuple(run.data.radii))
+    frames, labels = prepared.train.frames, prepared.train.labels
+    rows = label_quality(frames, labels, names, tuple(run.data.radii), run.data.quality_frames)
     metrics["labels"] = {"split": run.data.train_split, "rows": rows, "trained_on": trained_from(run, "lidar")}
     metrics["data"] = {
         "name": run.data.name,
@@ -62,8 +70,39 @@ def evaluate_run(
         "val_frames": len(prepared.val.frames),
     }
     metrics |= {"method": run.method.name, "seed": run.seed, "steps": state["global_step"]}
+    metrics["protocol"] = {"used": protocol.name, "known": {name: one.meaning for name, one in PROTOCOLS.items()}}
     metrics["labels_used"] = "2D boxes only"
-    return metrics, predictions["teacher"]
+    return metrics, shown
+
+
+def _scored(
+    run: RunConfig,
+    model: MultimodalSegmentor,
+    prepared: Prepared,
+    protocol: Protocol,
+    on_progress: Callable[[int, int], None],
+    shown: list[FramePrediction] | None = None,
+) -> dict[str, dict[str, float | None] | None]:
+    """Return a model's scores on the validation split; ``shown`` receives the predictions of the first frames."""
+    names, transform = prepared.source.class_names, build.build_transform(run, augment=False)
+    rsc = tuple(index for index, name in enumerate(names) if run.method.rsc and name in RSC_CLASSES)
+    scores = SplitScores(names, protocol)
+    for prediction in predict(model, prepared.val.frames, prepared.val.labels, transform, rsc, on_progress):
+        scores.add(prediction)
+        if shown is not None and len(shown) < run.trainer.report_frames:
+            shown.append(prediction)
+    return scores.compute()
+
+
+def for_protocol(run: RunConfig, protocol: Protocol) -> RunConfig:
+    """Return the configuration under which a data set counts its classes as a protocol does.
+
+    Only the validation split is then read, since the training frames were prepared for training.
+    """
+    if run.data.source.get("class_map", protocol.class_map) == protocol.class_map:
+        return run
+    source = {**run.data.source, "class_map": protocol.class_map}
+    return replace(run, data=replace(run.data, source=source, train_split=run.data.val_split))
 
 
 def trained_from(run: RunConfig, branch: str) -> str:
@@ -79,13 +118,27 @@ def trained_from(run: RunConfig, branch: str) -> str:
 
 
 def label_quality(
-    frames: Sequence[Frame], labels: Sequence[FrameLabels], names: tuple[str, ...], radii: tuple[float, ...]
+    frames: Sequence[Frame],
+    labels: Sequence[FrameLabels],
+    names: tuple[str, ...],
+    radii: tuple[float, ...],
+    num_frames: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the quality rows of the label-only methods; empty when the frames have no ground truth."""
+    """Return the quality rows of the label-only methods; empty when the frames have no ground truth.
+
+    Args:
+        frames, labels: of one split, same order.
+        names: of the classes.
+        radii: clustering radii, metres, in class order.
+        num_frames: look at so many frames, evenly spread; None = all.
+    """
     quality = LabelQuality(names)
-    for method, switches in LABEL_METHODS.items():
-        for frame, made in zip(frames, labels, strict=True):
-            if frame.truth is not None:
-                pairs = box_point_pairs(frame, made.ring_segment_id, radii=radii, **switches)
-                quality.add(method, frame.truth, frame.pixels, frame.cameras, pairs)
+    count = len(frames) if num_frames is None else min(num_frames, len(frames))
+    for number in range(count):
+        frame, made = frames[number * len(frames) // count], labels[number * len(frames) // count]
+        if frame.truth is None:
+            continue
+        for method, switches in LABEL_METHODS.items():
+            pairs = box_point_pairs(frame, made.ring_segment_id, radii=radii, **switches)
+            quality.add(method, frame.truth, frame.pixels, frame.cameras, pairs)
     return quality.rows()

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mwsis.core.errors import ConfigError
+from mwsis.training import launch
 from mwsis.training.commands import restore_config
 from mwsis.training.config import RunConfig, typed
 
@@ -51,7 +52,7 @@ class RunFolder:
 
 
 def open_run(config: DictConfig) -> tuple[RunConfig, RunFolder]:
-    """Create the folder of a new run, or reopen the one named by ``resume``.
+    """Name the folder of a new run, or reopen the one named by ``resume``, or that of a requeued Slurm job.
 
     Raises:
         ConfigError: ``resume`` names no run, or ``out`` already holds one.
@@ -62,8 +63,11 @@ def open_run(config: DictConfig) -> tuple[RunConfig, RunFolder]:
             raise ConfigError(f"resume={config.resume}: expected a run folder with config.yaml in it")
         return typed(restore_config(folder.config.read_text(encoding="utf-8"))), folder
     run = typed(config)
-    name = f"{run.method.name}-{run.data.name}-s{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    began = launch.slurm_job() if run.trainer.slurm else None
+    name = f"{run.method.name}-{run.data.name}-s{run.seed}-{began or time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder(Path(run.out) if run.out else Path("runs") / name)
     if folder.config.exists():
+        if run.trainer.slurm and launch.was_requeued():
+            return typed(restore_config(folder.config.read_text(encoding="utf-8"))), folder
         raise ConfigError(f"out={folder.root}: already holds a run; continue it with resume={folder.root}")
     return run, folder

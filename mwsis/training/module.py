@@ -1,5 +1,9 @@
 """Lightning wiring, nothing else: one backward, a clip and a step per branch, the teacher, the log.
 
+Several processes average their gradients once, after the backward pass, instead of through torch's DDP wrapper: which
+parameters a step reaches differs between processes (no object in one's images) and between steps (`lidar_every`), and
+the exchanges of shared batch norms must not mix with those of a wrapper.
+
 What is optimised is `fusion.step`; why a run can be interrupted anywhere is `checkpoint.py` and `callbacks.py`.
 """
 
@@ -14,6 +18,7 @@ from torch.optim import Optimizer
 
 from fusion.step import PretrainingStep
 from mwsis.core.batch import Batch, move
+from mwsis.core.distributed import average_gradients, mean_over_processes
 from mwsis.training.config import BranchOptimConfig
 from mwsis.training.optim import build_optimiser, clip_gradients, set_learning_rate
 
@@ -73,13 +78,14 @@ class PretrainingModule(lightning.LightningModule):
             raise FloatingPointError(f"step {self.steps_done}: {', '.join(wrong)} not finite on {batch.frame_ids}")
         self._optimise(total, progress)
         self.step.update_teacher(progress)
-        return {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
+        return mean_over_processes({"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}})
 
     def _optimise(self, total: Tensor, progress: float) -> None:
         for optimiser in self.branch_optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         if total.requires_grad:  # not where a LiDAR-only run skips its branch
             self.manual_backward(total)
+        average_gradients(self.step.student.parameters())
         for branch, optimiser in self.branch_optimisers.items():
             clip_gradients(getattr(self.step.student, branch), self.optim[branch])
             set_learning_rate(optimiser, self.optim[branch], progress)

@@ -6,22 +6,31 @@ Before: `folder.py` (where it is kept), `prepare.py` (frames and labels). After:
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import tempfile
 import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import PretrainingStep
 from fusion.vote_history import VoteHistory
+from mwsis.core.distributed import num_processes, process_rank, share_batch_norms, share_state
 from mwsis.core.files import atomic_write
 from mwsis.data.dataset import FrameDataset, collate
 from mwsis.data.sampler import ResumableSampler
-from mwsis.training import build, checkpoint
+from mwsis.training import build, checkpoint, launch
+from mwsis.training.batching import collate_padded
 from mwsis.training.callbacks import LossLog, SaveAndStop
 from mwsis.training.config import RunConfig
 from mwsis.training.folder import RunFolder
@@ -32,7 +41,7 @@ __all__ = ["build_step", "load_run", "train"]
 
 
 def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
-    """Train, or continue, until ``trainer.max_steps``.
+    """Train, or continue, until ``trainer.max_steps``; each of several processes calls this (`launch.join`).
 
     Returns:
         True when the run is complete, False when it was interrupted and can be resumed.
@@ -43,20 +52,16 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
     # The fill of new memory that comes with it is a debugging aid and costs a fifth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     config_yaml = OmegaConf.to_yaml(OmegaConf.structured(run))
-    folder.root.mkdir(parents=True, exist_ok=True)
-    if not folder.config.exists():
-        with atomic_write(folder.config) as temporary:
-            temporary.write_text(config_yaml, encoding="utf-8")
-
-    state = checkpoint.read_run_checkpoint(folder.checkpoint) if folder.checkpoint.exists() else None
+    with launch.in_turns():
+        if launch.is_first() and not folder.config.exists():
+            with atomic_write(folder.config) as temporary:
+                temporary.write_text(config_yaml, encoding="utf-8")
+        step, state = _restored_step(run, prepared, folder)
     start_step = state["global_step"] if state else 0
-    step = build_step(run, prepared, folder)
-    if state:
-        checkpoint.restore(state, step, str(folder.checkpoint))
-    elif step.vote_history is not None:
-        step.vote_history.reset()
     if start_step >= run.trainer.max_steps:
         return True
+    if run.trainer.shared_norms:
+        share_batch_norms(step.student)
     module = PretrainingModule(
         step,
         build.optim_settings(run),
@@ -70,9 +75,22 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
         "class_names": list(prepared.source.class_names),
         "data_fingerprint": prepared.source.fingerprint(),
     }
-    save_and_stop = SaveAndStop(folder.checkpoint, run.trainer.checkpoint_every, facts)
+    save_and_stop = SaveAndStop(folder.checkpoint, run.trainer.checkpoint_every, facts, run.trainer.slurm)
     _trainer(run, folder, start_step, save_and_stop).fit(module, _loader(run, prepared.train, start_step))
     return not save_and_stop.interrupted
+
+
+def _restored_step(
+    run: RunConfig, prepared: Prepared, folder: RunFolder
+) -> tuple[PretrainingStep, dict[str, Any] | None]:
+    """Return the step and the checkpoint it continues from; the votes of a new run are emptied."""
+    state = checkpoint.read_run_checkpoint(folder.checkpoint) if folder.checkpoint.exists() else None
+    step = build_step(run, prepared, folder)
+    if state:
+        checkpoint.restore(state, step, str(folder.checkpoint))
+    elif step.vote_history is not None and launch.is_first_of_node():
+        step.vote_history.reset()
+    return step, state
 
 
 def build_step(run: RunConfig, prepared: Prepared, folder: RunFolder) -> PretrainingStep:
@@ -81,8 +99,21 @@ def build_step(run: RunConfig, prepared: Prepared, folder: RunFolder) -> Pretrai
     method = build.build_method(run)
     votes = None
     if method.record_votes_from is not None:
-        votes = VoteHistory(folder.votes, prepared.train.frames.num_points, prepared.num_classes)
+        votes = VoteHistory(_votes_path(folder), prepared.train.frames.num_points, prepared.num_classes)
     return PretrainingStep(student, method, prepared.num_classes, votes)
+
+
+def _votes_path(folder: RunFolder) -> Path:
+    """Return this machine's vote history: the run's, or on further machines a copy, since they do not share memory.
+
+    Every process knows all votes (`fusion.step`); the first of each machine writes that machine's file.
+    """
+    if int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) == 0:
+        return folder.votes
+    copy = Path(tempfile.gettempdir()) / f"mwsis-{folder.root.name}-{folder.votes.name}"
+    if launch.is_first_of_node():
+        shutil.copyfile(folder.votes, copy)
+    return copy
 
 
 def load_run(
@@ -99,35 +130,47 @@ def load_run(
 
 
 def _loader(run: RunConfig, split: Split, start_step: int) -> DataLoader[Any]:
-    frames_per_step = run.trainer.frames_per_step
+    frames_per_step, shares = run.trainer.frames_per_step, num_processes()
     samples = FrameDataset(split.frames, split.labels, build.build_transform(run, augment=True), run.seed)
-    sampler = ResumableSampler(
-        len(samples), run.trainer.max_steps * frames_per_step, run.seed, start_step * frames_per_step
-    )
+    positions = run.trainer.max_steps * frames_per_step
+    sampler = ResumableSampler(len(samples), positions, run.seed, start_step * frames_per_step, process_rank(), shares)
     return DataLoader(
         samples,
-        batch_size=frames_per_step,
+        batch_size=frames_per_step // shares,
         sampler=sampler,
         num_workers=run.trainer.workers,
-        collate_fn=collate,
+        collate_fn=partial(collate_padded, size=(run.data.pad_to[0], run.data.pad_to[1]))
+        if run.data.pad_to
+        else collate,
     )
 
 
 def _trainer(run: RunConfig, folder: RunFolder, start_step: int, save_and_stop: SaveAndStop) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=5), save_and_stop]
+    if launch.is_first():
+        callbacks.insert(1, LossLog(folder.root, start_step, run.trainer.log_every))
     return lightning.Trainer(
         accelerator=run.trainer.accelerator,
         devices=run.trainer.devices,
+        num_nodes=run.trainer.nodes,
+        strategy=_Unwrapped() if num_processes() > 1 else "auto",
+        plugins=[LightningEnvironment()],
+        use_distributed_sampler=False,
         max_steps=run.trainer.max_steps - start_step,
         max_epochs=-1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[
-            TQDMProgressBar(refresh_rate=5),
-            LossLog(folder.root, start_step, run.trainer.log_every),
-            save_and_stop,
-        ],
+        callbacks=callbacks,
         default_root_dir=folder.root,
     )
+
+
+class _Unwrapped(DDPStrategy):
+    """Processes that begin with the same weights; their gradients are averaged by the module itself (`module.py`)."""
+
+    def configure_ddp(self) -> None:
+        assert self.model is not None
+        share_state(self.model)

@@ -1,0 +1,32 @@
+"""Batches whose images all have one size, given beforehand: the same on every process and at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch.nn import functional
+
+from mwsis.core.batch import Batch, Sample
+from mwsis.core.errors import ConfigError
+from mwsis.data.dataset import collate
+
+__all__ = ["collate_padded"]
+
+
+def collate_padded(samples: list[Sample], size: Sequence[int]) -> Batch:
+    """Join samples as `collate` does and pad their images right and bottom to one size.
+
+    Args:
+        samples: B samples.
+        size: height and width, pixels, multiples of 32 (MWSIS: 800, 1344).
+
+    Raises:
+        ConfigError: an image is larger.
+    """
+    batch = collate(samples)
+    height, width = (int(side) for side in batch.images.images.shape[-2:])
+    if height > size[0] or width > size[1]:
+        raise ConfigError(f"data.pad_to: expected at least [{height}, {width}] for these images, got {list(size)}")
+    padded = functional.pad(batch.images.images, (0, size[1] - width, 0, size[0] - height))
+    return replace(batch, images=replace(batch.images, images=padded))
