@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
+import time
 
 import pytest
 
@@ -68,6 +71,28 @@ def test_every_process_learns_its_place(tmp_path):
 def test_a_failing_process_ends_the_others():
     program = "import os, sys, time; sys.exit(2) if os.environ['RANK'] == '1' else time.sleep(600)"
     assert launch.run_processes([sys.executable, "-c", program], 2) == 2
+
+
+def test_an_interrupt_is_passed_on_once(tmp_path):
+    program = f"""
+import os, pathlib, signal, sys, time
+here = pathlib.Path({str(tmp_path)!r}, os.environ["RANK"])
+def on_signal(*_):
+    with here.open("a") as file: file.write("interrupted ")
+signal.signal(signal.SIGINT, on_signal)
+here.write_text("ready ")
+while "interrupted" not in here.read_text(): time.sleep(0.05)
+time.sleep(0.3)
+"""
+
+    def interrupt_when_ready():
+        while not all((tmp_path / rank).is_file() and (tmp_path / rank).read_text() for rank in "01"):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_when_ready, daemon=True).start()
+    assert launch.run_processes([sys.executable, "-c", program], 2) == 0
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {"ready interrupted "}
 
 
 def test_frames_of_a_step_divide_among_processes(compose_tiny):
