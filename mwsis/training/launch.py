@@ -75,14 +75,14 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
         return
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    slurm = SLURMEnvironment(auto_requeue=False)
     environment.update(
         WORLD_SIZE=environment["SLURM_NTASKS"],
         RANK=environment["SLURM_PROCID"],
         LOCAL_RANK=environment["SLURM_LOCALID"],
         NODE_RANK=environment["SLURM_NODEID"],
-        MASTER_ADDR=slurm.main_address,
-        MASTER_PORT=str(slurm.main_port),
+        MASTER_ADDR=SLURMEnvironment.resolve_root_node_address(environment["SLURM_NODELIST"]),
+        # of the job, so that two jobs on one machine do not meet
+        MASTER_PORT=str(15000 + int(environment["SLURM_JOB_ID"]) % 10000),
     )
 
 

@@ -55,7 +55,7 @@ def test_wrong_numbers_of_processes_are_refused(monkeypatch):
 def test_srun_says_who_is_who():
     environment = dict(SLURM)
     launch.adopt_slurm(environment)
-    assert [environment[name] for name in VARIABLES[:4]] == ["8", "5", "1", "1"]
+    assert [environment[name] for name in VARIABLES] == ["8", "5", "1", "1", "gpu03", "15077"]
     launch.adopt_slurm(nothing := {})
     assert nothing == {}
 
