@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camera.affinity import CELL, rgb_to_lab
+from camera.affinity import CELL, color_distance, rgb_to_lab
 from camera.condinst import extent
 from mwsis.core.errors import ConfigError
 
@@ -119,16 +119,18 @@ class ColorRefinement:
         """Return the weight of each cell's neighbour at every offset, (offsets, h, w)."""
         around, height, width = self._widened(lab), *lab.shape[1:]
         pull = [
-            (-self.sharpness * (around[..., r : r + height, c : c + width] - lab).norm(dim=0)).exp()
+            (-self.sharpness * color_distance(around[..., r : r + height, c : c + width], lab)).exp()
             for r, c in self._corners(0, 0)
         ]
         return self.strength * torch.stack(pull)
 
     def _color_index(self, lab: Tensor) -> Tensor:
         """Return the number of each cell's colour among those of the image, (h, w) int64."""
-        cube = (lab / self.bin_width).floor().long().flatten(1)
-        index: Tensor = torch.unique(cube, dim=1, return_inverse=True)[1]
-        return index.view(lab.shape[1:])
+        cube = (lab / self.bin_width).floor().long()
+        cube -= cube.amin((1, 2), keepdim=True)
+        rows, cols = cube[1].max() + 1, cube[2].max() + 1
+        index: Tensor = torch.unique((cube[0] * rows + cube[1]) * cols + cube[2], return_inverse=True)[1]
+        return index
 
     def _solve(self, belief: Tensor, rows: slice, cols: slice, pull: Tensor, color: Tensor) -> None:
         """Solve a window of an object's (h, w) belief in place; cells outside the window stay as they are."""

@@ -12,13 +12,19 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch  # before spconv: spconv brings its own libgomp, and the first one loaded sets the number of threads
+from spconv import core
+from spconv.constants import ALL_WEIGHT_IS_KRSC
+from spconv.core import ConvAlgo
 from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    # The import that follows describes each of these CUDA kernels to itself, which takes eight seconds.
+    core.ALL_NATIVE_PARAMS.clear()
+    core.ALL_IMPGEMM_PARAMS.clear()
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # spconv decorates with a deprecated spelling of custom_fwd
     import spconv.pytorch as spconv
-    from spconv.constants import ALL_WEIGHT_IS_KRSC
-    from spconv.core import ConvAlgo
     from spconv.pytorch.core import SparseConvTensor as SparseTensor
     from spconv.pytorch.modules import is_spconv_module
 
