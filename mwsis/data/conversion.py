@@ -69,10 +69,16 @@ class Labelling:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The frame store and the label cache of a split, there or still to be written."""
+    """The frame store and the label cache of a split, there or still to be written.
+
+    Attributes:
+        frames, labels: what they hold.
+        unreadable: name and reason of segments that cannot be listed; while there are any, the store is not finished.
+    """
 
     frames: FilePlan
     labels: FilePlan
+    unreadable: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,7 +86,7 @@ class SplitPlan:
 
     def is_complete(self) -> bool:
         """Return whether both can be opened."""
-        return store.is_complete(self.frames) and label_cache.is_complete(self.labels)
+        return not self.unreadable and store.is_complete(self.frames) and label_cache.is_complete(self.labels)
 
     def only(self, segment: Segment) -> SplitPlan:
         """Return the plan of one segment."""
@@ -157,11 +163,14 @@ def plan_split(source: Source, split: str, home: Path, labelling: Labelling) -> 
     """Return what the folders ``<split>`` and ``<split>-labels`` of a home hold when they are complete.
 
     Raises:
-        DataError: the split has no frames, or a file is where a folder should be.
+        DataError: the split has no frames that can be read, or a file is where a folder should be.
     """
+    unreadable = tuple(source.unreadable(split).items())
+    if unreadable and not source.frame_ids(split):
+        raise DataError(unreadable[0][1])
     frames = plan_store(source, split, home / split)
     folder = home / f"{split}-labels" / labelling.folder
-    return SplitPlan(frames, plan_labels(frames, folder, f"{frames.fingerprint} {labelling.settings}"))
+    return SplitPlan(frames, plan_labels(frames, folder, labelling.settings), unreadable)
 
 
 def jobs_of(
@@ -204,6 +213,9 @@ def convert(
     total = sum(plan.frames.num_frames for plan in plans)
     counter = _Counter(on_progress, total - sum(len(job.segment.frame_ids) for job in jobs), total)
     work = partial(write_segment, on_frame=counter.frame if pool.in_process else None)
+    unreadable = [(plan.name, segment, error) for plan in plans for segment, error in plan.unreadable]
+    if strict and unreadable:
+        raise DataError(unreadable[0][2])
     skipped: list[tuple[str, str, str]] = []
     peak_bytes = 0
     with at_work(plans[0].frames.root.parent, partial(remove_unfinished, plans)):
@@ -221,7 +233,7 @@ def convert(
             for manifest in (manifest for pair in books.values() for manifest in pair):
                 manifest.save()
         missing = sum(map(_finish, plans))
-    return Conversion(tuple(sorted(skipped)), missing - len(skipped), peak_bytes)
+    return Conversion(tuple(sorted(unreadable + skipped)), missing - len(skipped), peak_bytes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,10 +252,11 @@ def write_segment(job: Job, on_frame: Callable[[], None] | None = None) -> Writt
     try:
         with one_thread():
             if not frames.holds(segment):
-                write_frames(frames.path(segment), _read_frames(job, on_frame), frames.fingerprint)
+                write_frames(frames.path(segment), _read_frames(job, on_frame), frames.file_fingerprint(segment))
             if not labels.holds(segment):
                 stored = FrameStore(frames.path(segment))
-                write_labels(labels.path(segment), while_owned(stored, job.owner), job.labeller, labels.fingerprint)
+                made_from = labels.file_fingerprint(segment)
+                write_labels(labels.path(segment), while_owned(stored, job.owner), job.labeller, made_from)
     except DataError as error:
         return Written(frames.split, segment.name, (), str(error), peak_memory())
     except OSError as error:
@@ -326,7 +339,7 @@ def _finish(plan: SplitPlan) -> int:
             else:
                 absent.add(segment.name)
         manifest.save()
-    if not absent:
+    if not absent and not plan.unreadable:
         write_index(plan.frames)
         write_label_index(plan.labels)
     return len(absent)

@@ -134,10 +134,27 @@ class KittiSource:
         block = int(frame_id) // FRAMES_PER_SEGMENT if frame_id.isdigit() else 0
         return f"{split}_{block:04d}"
 
+    def identity(self) -> str:
+        """Return a digest of the reader, the folder and the validation frames."""
+        facts = (self.name, READER_VERSION, str(self.root.resolve()), sorted(self._val_frames))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
     def fingerprint(self) -> str:
         """Return a digest of settings, labels, calibrations, and the sizes and times of images and sweeps."""
-        digest = hashlib.sha256(repr((self.name, READER_VERSION, self._frames, sorted(self._val_frames))).encode())
-        for frame_id in self._frames:
+        return self._fingerprint(self._frames)
+
+    def segment_fingerprint(self, segment: str) -> str:
+        """Return the same of the frames of one segment."""
+        return self._fingerprint([frame_id for frame_id in self._frames if self.segment_of(frame_id) == segment])
+
+    def unreadable(self, split: str) -> dict[str, str]:
+        """Return nothing: files are listed by name, and `check` looks into all of them."""
+        self.frame_ids(split)
+        return {}
+
+    def _fingerprint(self, frame_ids: Sequence[str]) -> str:
+        digest = hashlib.sha256(repr((self.name, READER_VERSION, frame_ids, sorted(self._val_frames))).encode())
+        for frame_id in frame_ids:
             for folder in ("label_2", "calib"):
                 digest.update(_read_bytes(self._path(folder, frame_id)))
             for folder in ("image_2", "velodyne"):

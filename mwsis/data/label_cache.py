@@ -7,7 +7,6 @@ votes, which change during training, are in `fusion.vote_history`. Next: `datase
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ def build_label_cache(
     frames: FrameStore,
     labeller: Labeller,
     path: Path | str,
-    fingerprint: str,
+    settings: str,
     on_progress: Progress | None = None,
 ) -> LabelCache:
     """Label every frame of a store, or open the cache when it is there and complete.
@@ -113,10 +112,10 @@ def build_label_cache(
     interrupted call continues.
 
     Args:
-        frames: the frames; their own fingerprint counts, too.
+        frames: the frames; what they were made from counts, too.
         labeller: makes the labels of one frame; its ids must fit int32, its classes int8.
         path: folder of the cache.
-        fingerprint: identifies the labeller and its settings.
+        settings: identifies the labeller and its settings.
         on_progress: called with frames done and frames in all.
 
     Returns:
@@ -125,7 +124,7 @@ def build_label_cache(
     Raises:
         DataError: ``path`` is a file.
     """
-    plan = plan_labels(frames, path, fingerprint)
+    plan = plan_labels(frames, path, settings)
     if is_complete(plan):
         return LabelCache(plan.root)
     report = on_progress or (lambda done, total: None)
@@ -133,19 +132,19 @@ def build_label_cache(
     for segment in plan.segments:
         rows = range(done, done + len(segment.frame_ids))
         if not plan.holds(segment):
-            write_labels(plan.path(segment), _reported(frames, rows, report), labeller, plan.fingerprint)
+            write_labels(plan.path(segment), _reported(frames, rows, report), labeller, plan.file_fingerprint(segment))
         report(done := rows.stop, len(frames))
     write_label_index(plan)
     return LabelCache(plan.root)
 
 
-def plan_labels(frames: FrameStore | FilePlan, root: Path | str, fingerprint: str) -> FilePlan:
+def plan_labels(frames: FrameStore | FilePlan, root: Path | str, settings: str) -> FilePlan:
     """Return what the label cache of a frame store, or of one still to be written, holds.
 
     Args:
         frames: the store or its plan.
         root: folder of the cache.
-        fingerprint: identifies the labeller and its settings.
+        settings: identifies the labeller and its settings.
 
     Raises:
         DataError: ``root`` is a file.
@@ -153,9 +152,7 @@ def plan_labels(frames: FrameStore | FilePlan, root: Path | str, fingerprint: st
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise DataError(f"{root}: expected a folder for the label cache, got a file")
-    frame_ids = [frame_id for segment in frames.segments for frame_id in segment.frame_ids]
-    key = hashlib.sha256(repr((FORMAT, frames.fingerprint, frame_ids, fingerprint)).encode()).hexdigest()[:32]
-    return FilePlan(root, PART, key, tuple(frames.segments))
+    return FilePlan(root, PART, tuple(frames.segments), settings=settings)
 
 
 def write_labels(path: Path, frames: Iterable[Frame], labeller: Labeller, fingerprint: str) -> None:

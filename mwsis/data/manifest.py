@@ -25,7 +25,7 @@ READ_BYTES = 1 << 20
 
 
 class Manifest:
-    """The manifest of one folder; entries of another state of the data set are dropped.
+    """The manifest of one folder; entries of another state of a segment are dropped.
 
     Args:
         plan: what the complete folder holds.
@@ -37,7 +37,7 @@ class Manifest:
     def __init__(self, plan: FilePlan) -> None:
         self.plan = plan
         self.path = plan.root / MANIFEST
-        self._entries = _read(self.path, plan.fingerprint)
+        self._entries = self._read()
         self._new: dict[str, dict[str, Any]] = {}
         self._saved = time.monotonic()
 
@@ -68,16 +68,21 @@ class Manifest:
         """
         if not self._new or (soon and time.monotonic() - self._saved < SAVE_EVERY_S):
             return
-        self._entries = {**_read(self.path, self.plan.fingerprint), **self._new}
+        self._entries = {**self._read(), **self._new}
         ordered = [self._entries[segment.name] for segment in self.plan.segments if segment.name in self._entries]
-        header = {"format": FORMAT, "kind": self.plan.kind, "fingerprint": self.plan.fingerprint}
+        header = {"format": FORMAT, "kind": self.plan.kind}
         write_json(self.path, {**header, "segments": ordered})
         self._new = {}
         self._saved = time.monotonic()
 
     def _add(self, segment: Segment, facts: dict[str, Any]) -> None:
         names = {"name": segment.name, "file": segment.file, "num_frames": len(segment.frame_ids)}
-        self._new[segment.name] = {**names, **facts}
+        self._new[segment.name] = {**names, "fingerprint": self.plan.file_fingerprint(segment), **facts}
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Return the entries of the file by name of segment; none where there is no file."""
+        wanted = {segment.name: self.plan.file_fingerprint(segment) for segment in self.plan.segments}
+        return {name: entry for name, entry in _read(self.path).items() if entry["fingerprint"] == wanted.get(name)}
 
 
 def file_sha256(path: Path) -> str:
@@ -89,16 +94,16 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, fingerprint: str) -> dict[str, dict[str, Any]]:
-    """Return the entries by name of segment; none where the manifest is missing or of another fingerprint."""
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries by name of segment; none where the manifest is missing or of another format."""
     if not path.is_file():
         return {}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         entries = {entry["name"]: entry for entry in manifest["segments"]}
-        wanted = {DONE: {"num_bytes", "sha256"}, SKIPPED: {"error"}}
-        fits = all(wanted[entry["status"]] <= set(entry) for entry in entries.values())
-        same = (manifest["format"], manifest["fingerprint"]) == (FORMAT, fingerprint)
+        wanted = {DONE: {"fingerprint", "num_bytes", "sha256"}, SKIPPED: {"fingerprint", "error"}}
+        same = manifest["format"] == FORMAT
+        fits = not same or all(wanted[entry["status"]] <= set(entry) for entry in entries.values())
     except (ValueError, KeyError, TypeError):
         fits = same = False
     if not fits:

@@ -34,12 +34,30 @@ class Source(Protocol):
         """
         ...
 
+    def identity(self) -> str:
+        """Return a short text that names the data set and its settings, whatever happens to its files."""
+        ...
+
     def fingerprint(self) -> str:
         """Return a short text that changes whenever the frames or their labels would change."""
         ...
 
+    def segment_fingerprint(self, segment: str) -> str:
+        """Return the same of one segment: it stays when another segment is mended, added or taken away."""
+        ...
+
     def frame_ids(self, split: str) -> list[str]:
         """Return the frames of a split, frames of one segment next to each other and in order of time.
+
+        Segments that cannot be listed are left out, see `unreadable`.
+
+        Raises:
+            DataError: the data set has no such split.
+        """
+        ...
+
+    def unreadable(self, split: str) -> dict[str, str]:
+        """Return why, by name, segments of a split cannot be listed.
 
         Raises:
             DataError: the data set has no such split.

@@ -48,7 +48,7 @@ __all__ = [
     "write_records",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when files of an older version can no longer be read; part of every fingerprint."""
 INDEX = "index.json"
 ALIGNMENT = 8
@@ -212,11 +212,13 @@ class Segment:
         name: as the source calls it.
         file: name of the file in its folder.
         frame_ids: in order of its rows.
+        fingerprint: of what the source makes the frames from.
     """
 
     name: str
     file: str
     frame_ids: tuple[str, ...]
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -226,20 +228,31 @@ class FilePlan:
     Attributes:
         root: the folder.
         kind: of its files.
-        fingerprint: in the header of each file.
         segments: one per file, in order.
         split: of the source.
+        settings: what decides the files besides their segments.
     """
 
     root: Path
     kind: str
-    fingerprint: str
     segments: tuple[Segment, ...]
     split: str = ""
+    settings: str = ""
 
     @property
     def num_frames(self) -> int:
         return sum(len(segment.frame_ids) for segment in self.segments)
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the complete folder."""
+        return _digest(
+            self.kind, self.split, [(segment.name, self.file_fingerprint(segment)) for segment in self.segments]
+        )
+
+    def file_fingerprint(self, segment: Segment) -> str:
+        """Return what identifies the file of one segment, whatever other segments there are."""
+        return _digest(self.kind, self.settings, segment.fingerprint, segment.frame_ids)
 
     def path(self, segment: Segment) -> Path:
         return self.root / segment.file
@@ -248,7 +261,7 @@ class FilePlan:
         """Return whether a segment's file is there, complete and of this plan."""
         try:
             file = RecordFile(self.path(segment), self.kind)
-            fits = file.metadata.get("fingerprint") == self.fingerprint
+            fits = file.metadata.get("fingerprint") == self.file_fingerprint(segment)
             return fits and tuple(key for key, _ in file.entries()) == segment.frame_ids
         except DataError:
             return False
@@ -256,6 +269,10 @@ class FilePlan:
     def only(self, segment: Segment) -> FilePlan:
         """Return the plan of one segment, cheap to send to another process."""
         return replace(self, segments=(segment,))
+
+
+def _digest(*facts: object) -> str:
+    return hashlib.sha256(repr((FORMAT, *facts)).encode()).hexdigest()[:32]
 
 
 def num_bytes(record: Record) -> int:
@@ -346,7 +363,7 @@ class FrameStore(Sequence[Frame]):
 
     Attributes:
         root: the folder of `build_store`, or one file of `write_frames`.
-        fingerprint: changes with the source, its settings, the split and the format.
+        fingerprint: changes with the frames, the split and the format.
         frame_ids: (F,) in the order of the index.
         num_points: (F,) points of each frame.
         segments: of one file each, in order.
@@ -368,7 +385,9 @@ class FrameStore(Sequence[Frame]):
             _check_size(path, segment["num_bytes"])
             self.frame_ids += segment["frame_ids"]
             self.num_points += segment["num_points"]
-            self.segments.append(Segment(segment["name"], segment["file"], tuple(segment["frame_ids"])))
+            self.segments.append(
+                Segment(segment["name"], segment["file"], tuple(segment["frame_ids"]), segment["source"])
+            )
             self._rows += [(path, row) for row in range(len(segment["frame_ids"]))]
         self._files = OpenFiles(FRAMES)
 
@@ -400,13 +419,15 @@ def plan_store(source: Source, split: str, root: Path | str) -> FilePlan:
     frame_ids = source.frame_ids(split)
     if not frame_ids:
         raise DataError(f"{source.name}: split '{split}' has no frames")
-    fingerprint = hashlib.sha256(repr((FORMAT, source.fingerprint(), split, frame_ids)).encode()).hexdigest()[:32]
     names: dict[str, list[str]] = {}
     for frame_id in frame_ids:
         names.setdefault(source.segment_of(frame_id), []).append(frame_id)
-    segments = tuple(Segment(name, f"{_file_name(name)}.arrow", tuple(ids)) for name, ids in names.items())
+    segments = tuple(
+        Segment(name, f"{_file_name(name)}.arrow", tuple(ids), source.segment_fingerprint(name))
+        for name, ids in names.items()
+    )
     assert len({segment.file for segment in segments}) == len(segments), "segment names must differ as file names"
-    return FilePlan(root, FRAMES, fingerprint, segments, split)
+    return FilePlan(root, FRAMES, segments, split)
 
 
 def build_store(source: Source, split: str, root: Path | str, on_progress: Progress | None = None) -> FrameStore:
@@ -427,7 +448,7 @@ def build_store(source: Source, split: str, root: Path | str, on_progress: Progr
     report(done, plan.num_frames)
     for segment in missing:
         frames = _counted(map(source.read, segment.frame_ids), done, plan.num_frames, report)
-        write_frames(plan.path(segment), frames, plan.fingerprint)
+        write_frames(plan.path(segment), frames, plan.file_fingerprint(segment))
         done += len(segment.frame_ids)
     write_index(plan)
     return FrameStore(plan.root)
@@ -435,7 +456,7 @@ def build_store(source: Source, split: str, root: Path | str, on_progress: Progr
 
 def write_index(plan: FilePlan) -> None:
     """Make a folder whose files are all there a store."""
-    entries = [_segment_entry(plan.path(segment), segment.name) for segment in plan.segments]
+    entries = [_segment_entry(plan.path(segment), segment) for segment in plan.segments]
     index = {"format": FORMAT, "fingerprint": plan.fingerprint, "split": plan.split, "segments": entries}
     write_json(plan.root / INDEX, index)
 
@@ -460,11 +481,12 @@ def _file_name(segment: str) -> str:
     return plain if plain == segment else f"{plain}-{hashlib.sha256(segment.encode()).hexdigest()[:8]}"
 
 
-def _segment_entry(path: Path, segment: str) -> dict[str, Any]:
+def _segment_entry(path: Path, segment: Segment) -> dict[str, Any]:
     keys = RecordFile(path, FRAMES).entries()
     return {
-        "name": segment,
-        "file": path.name,
+        "name": segment.name,
+        "file": segment.file,
+        "source": segment.fingerprint,
         "num_bytes": path.stat().st_size,
         "frame_ids": [key for key, _ in keys],
         "num_points": [count for _, count in keys],
@@ -473,7 +495,7 @@ def _segment_entry(path: Path, segment: str) -> dict[str, Any]:
 
 def _file_index(path: Path) -> dict[str, Any]:
     fingerprint = RecordFile(path, FRAMES).metadata.get("fingerprint", "")
-    return {"fingerprint": fingerprint, "segments": [_segment_entry(path, path.stem)]}
+    return {"fingerprint": fingerprint, "segments": [_segment_entry(path, Segment(path.stem, path.name, ()))]}
 
 
 def _read_index(root: Path) -> dict[str, Any]:
@@ -482,7 +504,7 @@ def _read_index(root: Path) -> dict[str, Any]:
         raise DataError(f"{root}: no {INDEX}; expected a complete frame store, so build it (again) from its data set")
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        wanted = {"name", "file", "num_bytes", "frame_ids", "num_points"}
+        wanted = {"name", "file", "source", "num_bytes", "frame_ids", "num_points"}
         complete = index["format"] == FORMAT and all(wanted <= set(entry) for entry in index["segments"])
         complete = complete and isinstance(index["fingerprint"], str)
     except (ValueError, KeyError, TypeError):

@@ -85,7 +85,7 @@ def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared
 
 def plan_run(run: RunConfig, source: Source) -> list[SplitPlan]:
     """Return where the frames and labels of both splits are kept; another source or other settings, other folders."""
-    home = Path(run.data.cache) / f"{run.data.name}-{source.fingerprint()[:12]}"
+    home = Path(run.data.cache) / f"{run.data.name}-{source.identity()[:12]}"
     return [plan_split(source, split, home, labelling_of(run)) for split in (run.data.train_split, run.data.val_split)]
 
 

@@ -103,8 +103,17 @@ class RandomSource:
     version: int = 0
     fail_at: str | None = None
 
+    def identity(self) -> str:
+        return "random"
+
     def fingerprint(self) -> str:
         return f"random {self.version}"
+
+    def segment_fingerprint(self, segment: str) -> str:
+        return self.fingerprint()
+
+    def unreadable(self, split: str) -> dict[str, str]:
+        return {}
 
     def frame_ids(self, split: str) -> list[str]:
         return ["city/a-0", "city/a-1", "city/a-2", "b-3", "b-4"]

@@ -28,23 +28,38 @@ ALONE = Pool("processes", 1)
 
 @dataclass
 class SmallSource:
-    """Two splits of small segments; a file named in ``damage`` makes one of its frames unreadable."""
+    """Two splits of small segments; a file named in ``damage`` makes one of its frames unreadable.
+
+    ``lost`` are segments that cannot even be listed, ``versions`` those that are no longer what they were.
+    """
 
     damage: Path | None = None
     delay: float = 0.0
     segments: int = 3
     reads: list[str] = field(default_factory=list)
+    lost: tuple[str, ...] = ()
+    versions: dict[str, int] = field(default_factory=dict)
     name = "small"
     class_names = ("Vehicle", "Pedestrian", "Cyclist")
 
     def check(self) -> None:
         pass
 
+    def identity(self) -> str:
+        return "small"
+
     def fingerprint(self) -> str:
-        return f"small {self.segments}"
+        return f"small {self.segments} {self.lost} {self.versions}"
+
+    def segment_fingerprint(self, segment: str) -> str:
+        return f"version {self.versions.get(segment, 0)}"
 
     def frame_ids(self, split: str) -> list[str]:
-        return [f"{split}/{segment}-{frame}" for segment in range(self.segments) for frame in range(2)]
+        names = [f"{split}/{segment}" for segment in range(self.segments)]
+        return [f"{name}-{frame}" for name in names if name not in self.lost for frame in range(2)]
+
+    def unreadable(self, split: str) -> dict[str, str]:
+        return {name: f"{name}: expected a list, got noise" for name in self.lost if name.startswith(split)}
 
     def segment_of(self, frame_id: str) -> str:
         return frame_id.rsplit("-", 1)[0]
@@ -143,6 +158,31 @@ def test_unreadable_segment_is_skipped_until_mended(tmp_path: Path, whole: dict[
     assert run(source, home).skipped == ()
     assert source.reads == ["train/1-0", "train/1-1"]
     assert content(home) == whole
+
+
+def test_only_segments_that_changed_are_read_again(tmp_path: Path) -> None:
+    run(SmallSource(), tmp_path)
+    run(source := SmallSource(segments=4, versions={"train/1": 2}), tmp_path)
+    assert source.reads == ["train/1-0", "train/1-1", "train/3-0", "train/3-1", "val/3-0", "val/3-1"]
+    run(source := SmallSource(segments=2, versions={"train/1": 2}), tmp_path)
+    assert source.reads == []
+    plan = plans_of(source, tmp_path)[0]
+    assert (plan.is_complete(), len(FrameStore(plan.frames.root)), len(LabelCache(plan.labels.root))) == (True, 4, 4)
+
+
+def test_segments_that_cannot_be_listed_are_skipped(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    source = SmallSource(lost=("train/1",))
+    done = run(source, tmp_path)
+    assert (done.skipped, done.missing) == ((("train", "train/1", "train/1: expected a list, got noise"),), 0)
+    assert len(source.reads) == 10
+    assert [plan.is_complete() for plan in plans_of(source, tmp_path)] == [False, True]
+    with pytest.raises(DataError, match="train/1: expected a list"):
+        run(source, tmp_path, strict=True)
+    run(source := SmallSource(), tmp_path)
+    assert source.reads == ["train/1-0", "train/1-1"]
+    assert content(tmp_path) == whole
+    with pytest.raises(DataError, match="val/0: expected a list"):  # nothing is left of the split
+        plans_of(SmallSource(segments=1, lost=("val/0",)), tmp_path)
 
 
 def test_strict_stops_at_the_first(tmp_path: Path) -> None:

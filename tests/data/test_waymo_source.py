@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_splits_and_choice_of_frames(kind: str, roots: dict[str, Path]) -> None:
     assert numbers(KINDS[kind](roots[kind], every=2).frame_ids("train")) == [1, 4]
     assert source.report("train") == {
         "segments": 2,
+        "unreadable": 0,
         "frames": 7,
         "without_lidar_segmentation": 4,
         "without_panoptic": 4,
@@ -126,6 +128,26 @@ def test_the_fingerprint_follows_files_and_settings(kind: str, roots: dict[str, 
     before = KINDS[kind](tmp_path).fingerprint()
     write(kind, tmp_path / "training", OTHER, segment(OTHER, 1, (0,)))
     assert KINDS[kind](tmp_path).fingerprint() != before
+
+
+def test_a_segment_that_cannot_be_listed_does_not_stop_the_others(kind: str, tmp_path: Path) -> None:
+    for name in (OTHER, SEGMENT):
+        write(kind, tmp_path / "training", name, segment(name, 2, (0, 1)))
+    whole = KINDS[kind](tmp_path)
+    of_segments = {name: whole.segment_fingerprint(name) for name in (OTHER, SEGMENT)}
+    for path in tmp_path.rglob(f"*{OTHER}*"):
+        path.write_bytes(path.read_bytes()[:-20])
+    source = KINDS[kind](tmp_path)
+    source.check()
+    assert source.frame_ids("train") == [f"{SEGMENT}/{TIME}", f"{SEGMENT}/{TIME + 100_000}"]
+    ((unit, sentence),) = source.unreadable("train").items()
+    assert OTHER in unit
+    assert str(tmp_path / "training") in sentence
+    assert (source.report("train")["segments"], source.report("train")["unreadable"]) == (1, 1)
+    assert source.segment_fingerprint(SEGMENT) == of_segments[SEGMENT]
+    assert source.identity() == whole.identity()
+    with pytest.raises(DataError, match=OTHER):
+        source.read(f"{OTHER}/{TIME}")
 
 
 def test_frames_go_through_the_store(kind: str, roots: dict[str, Path], tmp_path: Path) -> None:
@@ -170,9 +192,10 @@ def test_one_segment_in_two_splits_is_refused(tmp_path: Path) -> None:
     for folder in ("training", "validation"):
         write("v1", tmp_path / folder, SEGMENT, segment(SEGMENT, 1, (0,)))
     source = WaymoV1Source(tmp_path)
-    source.frame_ids("train")
-    with pytest.raises(DataError, match=r"is also in .*training.*; keep one of them"):
-        source.frame_ids("val")
+    assert len(source.frame_ids("train")) == 1
+    assert source.frame_ids("val") == []
+    (sentence,) = source.unreadable("val").values()
+    assert re.search(r"is also in .*training.*; keep one of them", sentence)
 
 
 def test_the_configurations_name_the_sources(kind: str, roots: dict[str, Path]) -> None:

@@ -134,7 +134,7 @@ def test_street_as_waymo_files_and_back(command, tmp_path, version):
     code, said, complaint = command(f"source={version}", f"root={out}", f"out={tmp_path / 'store'}")
     assert code == 0, complaint
     assert "(2 frames, complete)" in said
-    assert "1 segments, 1 frames, 0 without lidar segmentation, 0 without panoptic, 1 chosen" in said
+    assert "1 segments, 0 unreadable, 1 frames, 0 without lidar segmentation, 0 without panoptic, 1 chosen" in said
     assert "non-commercial" in said
 
 

@@ -36,7 +36,16 @@ def assert_same(first, second):
             assert value == second[key], key
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("two_threads")
 def test_three_interrupts_change_nothing(tmp_path, compose_tiny, prepare_tiny, monkeypatch):
     run = compose_tiny()
     prepared = prepare_tiny(run)

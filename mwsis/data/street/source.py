@@ -95,10 +95,22 @@ class StreetSource:
     def check(self) -> None:
         """Nothing can be missing: the settings were checked when the source was made."""
 
-    def fingerprint(self) -> str:
-        """Return a short text that changes with the settings and with the generator."""
+    def identity(self) -> str:
+        """Return a short text that changes with the settings and with the generator, as does everything."""
         text = json.dumps([GENERATOR_VERSION, asdict(self._settings)], sort_keys=True)
-        return f"street-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def fingerprint(self) -> str:
+        """Return the same."""
+        return self.identity()
+
+    def segment_fingerprint(self, segment: str) -> str:
+        """Return the same: a segment has no files of its own."""
+        return self.identity()
+
+    def unreadable(self, split: str) -> dict[str, str]:
+        """Return nothing: what is made can be read."""
+        return {}
 
     def frame_ids(self, split: str) -> list[str]:
         """Return the names of a split's frames, such as "train_003_01": split, segment, frame.

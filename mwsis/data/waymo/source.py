@@ -6,6 +6,7 @@ as the data set is distributed. Next: `frame.py`, which turns what was read into
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,43 +59,81 @@ class _WaymoSource:
         self._place: dict[str, _Place] = {}  # of each segment known so far: folder and unit
         self._entries: dict[_Place, list[IndexedFrame]] = {}
         self._found: dict[str, tuple[_Place, IndexedFrame]] = {}  # by frame id
+        self._unreadable: dict[_Place, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_entries": {}, "_found": {}}
 
     def check(self) -> None:
-        """Read the first chosen frame of each split.
+        """Read the first chosen frame of each split that can be read.
 
         Raises:
-            DataError: no folder holds segments, or a frame cannot be read.
+            DataError: no folder holds segments, or none of a folder's segments can be read.
         """
         folders = self._folders()
         if not folders:
             wanted = f"'training' or 'validation' with {self.expected}"
             raise DataError(f"{self.root}: no segments in any of its folders; expected {wanted}")
         for folder in folders:
+            errors: list[DataError] = []
             for unit in self._units(folder):
-                chosen = self._chosen(self._index_of(folder, unit))
-                if chosen:
+                try:
+                    chosen = self._chosen(self._index_of(folder, unit))
+                    if not chosen:
+                        continue
                     self.read(frame_id_of(chosen[0]))
+                except DataError as error:
+                    errors.append(error)
+                else:
                     break
+            else:
+                if errors:
+                    raise errors[0]
+
+    def identity(self) -> str:
+        """Return a digest of the folder and the settings."""
+        return self._digest(str(self.root.resolve()))
 
     def fingerprint(self) -> str:
         """Return a digest of the settings and of the names and sizes of all files."""
+        return self._digest(*(self._sizes(folder, unit) for folder in self._folders() for unit in self._units(folder)))
+
+    def segment_fingerprint(self, segment: str) -> str:
+        """Return the same of one segment.
+
+        Raises:
+            DataError: there is no such segment.
+        """
+        place = self._place.get(segment) or self._search(segment)
+        if place is None:
+            raise DataError(f"{self.root}: no segment '{segment}'")
+        return self._digest(self._sizes(*place))
+
+    def _digest(self, *facts: object) -> str:
         settings = (self.name, READER_VERSION, self.settings, self.frames, self.every)
-        digest = hashlib.sha256(repr(settings).encode())
-        for folder in self._folders():
-            for path in self._files(folder):
-                digest.update(repr((str(path.relative_to(self.root)), path.stat().st_size)).encode())
-        return digest.hexdigest()
+        return hashlib.sha256(repr((settings, facts)).encode()).hexdigest()
+
+    def _sizes(self, folder: Path, unit: str) -> list[tuple[str, int]]:
+        return [(str(path.relative_to(self.root)), path.stat().st_size) for path in self._files(folder, unit)]
 
     def frame_ids(self, split: str) -> list[str]:
         """Return the chosen frames of a split, segment by segment, in order of time.
 
         Raises:
-            DataError: there is no such split, it has no segments, or a segment cannot be listed.
+            DataError: there is no such split, or it has no segments.
         """
-        return [frame_id_of(entry) for _, entries in self._segments(split) for entry in self._chosen(entries)]
+        return [frame_id_of(entry) for entries in self._segments(split) for entry in self._chosen(entries)]
+
+    def unreadable(self, split: str) -> dict[str, str]:
+        """Return why, by name of file, segments of a split cannot be listed.
+
+        Raises:
+            DataError: as `frame_ids`.
+        """
+        for _ in self._segments(split):
+            pass
+        folder = self._folder(split)
+        return {unit: sentence for (place, unit), sentence in self._unreadable.items() if place == folder}
 
     def segment_of(self, frame_id: str) -> str:
         """Return the segment a frame belongs to.
@@ -123,10 +162,11 @@ class _WaymoSource:
         Raises:
             DataError: as `frame_ids`.
         """
-        segments = [entries for _, entries in self._segments(split)]
+        segments = list(self._segments(split))
         entries = [entry for segment in segments for entry in segment]
         return {
             "segments": len(segments),
+            "unreadable": len(self.unreadable(split)),
             "frames": len(entries),
             "without_lidar_segmentation": sum(not entry.has_lidar_segmentation for entry in entries),
             "without_panoptic": sum(not entry.has_panoptic for entry in entries),
@@ -138,7 +178,7 @@ class _WaymoSource:
     def _units(self, folder: Path) -> list[str]:
         raise NotImplementedError
 
-    def _files(self, folder: Path) -> list[Path]:
+    def _files(self, folder: Path, unit: str) -> list[Path]:
         raise NotImplementedError
 
     def _index(self, folder: Path, unit: str) -> list[IndexedFrame]:
@@ -166,10 +206,16 @@ class _WaymoSource:
             raise DataError(f"{folder}: no segments; expected {self.expected}")
         return units
 
-    def _segments(self, split: str) -> Iterator[tuple[str, list[IndexedFrame]]]:
+    def _segments(self, split: str) -> Iterator[list[IndexedFrame]]:
+        """Yield the frames of each segment that can be listed, in order of time; note why others cannot."""
         folder = self._folder(split)
         for unit in self._units_of(folder):
-            yield unit, self._index_of(folder, unit)
+            if (folder, unit) in self._unreadable:
+                continue
+            try:
+                yield self._index_of(folder, unit)
+            except DataError as error:
+                self._unreadable[folder, unit] = str(error)
 
     def _index_of(self, folder: Path, unit: str) -> list[IndexedFrame]:
         """Return the frames of a segment in order of time."""
@@ -205,10 +251,16 @@ class _WaymoSource:
     def _search(self, segment: str) -> _Place | None:
         """Return where a segment is, trying first the files that are named after it."""
         units = [(folder, unit) for folder in self._folders() for unit in self._units(folder)]
+        errors: list[DataError] = []
         for folder, unit in sorted(units, key=lambda place: segment not in place[1]):
-            self._index_of(folder, unit)
+            try:
+                self._index_of(folder, unit)
+            except DataError as error:
+                errors.append(error)
             if segment in self._place:
                 return self._place[segment]
+        if errors:
+            raise errors[0]
         return None
 
 
@@ -246,8 +298,8 @@ class WaymoV1Source(_WaymoSource):
     def _units(self, folder: Path) -> list[str]:
         return sorted(path.name for path in folder.glob("*.tfrecord") if not path.name.startswith("."))
 
-    def _files(self, folder: Path) -> list[Path]:
-        return [folder / unit for unit in self._units(folder)]
+    def _files(self, folder: Path, unit: str) -> list[Path]:
+        return [folder / unit]
 
     def _index(self, folder: Path, unit: str) -> list[IndexedFrame]:
         return v1.index_segment(folder / unit)
@@ -265,8 +317,8 @@ class WaymoV2Source(_WaymoSource):
     def _units(self, folder: Path) -> list[str]:
         return v2.list_segments(folder) if any((folder / name).is_dir() for name in v2.INDEXING) else []
 
-    def _files(self, folder: Path) -> list[Path]:
-        return sorted(folder.glob("*/*.parquet"))
+    def _files(self, folder: Path, unit: str) -> list[Path]:
+        return sorted(folder.glob(f"*/{glob.escape(unit)}.parquet"))
 
     def _index(self, folder: Path, unit: str) -> list[IndexedFrame]:
         return v2.index_segment(folder, unit)
