@@ -6,6 +6,7 @@ Field meanings and units are the data set's own (sizes, list orders, -1 for miss
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -267,3 +268,9 @@ class WaymoRecord:
             "panoptic labels": any(camera.panoptic is not None for camera in self.cameras),
         }
         return tuple(name for name, there in present.items() if not there)
+
+    def object_counts(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return how many objects of each `LabelType` the LiDAR labels and the drawn camera boxes have, ascending."""
+        objects = Counter(int(label.type) for label in self.laser_labels or ())
+        drawn = Counter(int(box.type) for camera in self.cameras for box in camera.boxes or ())
+        return dict(sorted(objects.items())), dict(sorted(drawn.items()))

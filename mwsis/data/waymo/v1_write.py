@@ -8,7 +8,6 @@ the labels.
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,13 +76,11 @@ def _add_stats(stats: Any, record: WaymoRecord) -> None:
     for field in ("time_of_day", "location", "weather"):
         if text := getattr(record, field):
             setattr(stats, field, text)
-    drawn = (box.type for camera in record.cameras for box in camera.boxes or ())
-    for counts, types in (
-        (stats.laser_object_counts, (label.type for label in record.laser_labels or ())),
-        (stats.camera_object_counts, drawn),
+    for messages, counts in zip(
+        (stats.laser_object_counts, stats.camera_object_counts), record.object_counts(), strict=True
     ):
-        for kind, count in sorted(Counter(types).items()):
-            counts.add(type=kind, count=count)
+        for kind, count in counts.items():
+            messages.add(type=kind, count=count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -163,8 +163,11 @@ def _vehicle_pose(record: WaymoRecord) -> list[Row]:
 
 
 def _stats(record: WaymoRecord) -> list[Row] | None:
-    words = {"time_of_day": record.time_of_day, "location": record.location, "weather": record.weather}
-    return [{FRAME: record.timestamp_micros, **words}] if any(words.values()) else None
+    facts: Row = {"time_of_day": record.time_of_day, "location": record.location, "weather": record.weather}
+    for sensor, counts in zip(("lidar", "camera"), record.object_counts(), strict=True):
+        facts[f"{sensor}_object_counts.types"] = list(counts) or None
+        facts[f"{sensor}_object_counts.counts"] = list(counts.values()) or None
+    return [{FRAME: record.timestamp_micros, **facts}] if any(facts.values()) else None
 
 
 def _camera_calibrations(record: WaymoRecord) -> list[Row]:
@@ -253,7 +256,7 @@ def _camera_segmentation(record: WaymoRecord) -> list[Row]:
             f"{MAPPING}.global_instance_ids": list(label.global_ids),
             f"{MAPPING}.is_tracked": list(label.is_tracked),
             "sequence_id": label.sequence_id,
-            "num_cameras_covered": label.num_cameras_covered or None,
+            "num_cameras_covered": label.num_cameras_covered,
         }
         for camera in record.cameras
         if (label := camera.panoptic) is not None
@@ -268,12 +271,18 @@ def _camera_box(record: WaymoRecord) -> list[Row] | None:
             **_of_camera(record, camera),
             "key.camera_object_id": box.id,
             **_outline(box),
-            "difficulty_level.detection": box.detection_difficulty,
-            "difficulty_level.tracking": box.tracking_difficulty,
+            **_difficulty(box),
         }
         for camera in record.cameras
         for box in camera.boxes or ()
     ]
+
+
+def _difficulty(label: CameraBox | LaserLabel) -> Row:
+    """Return both levels where one was said, else neither."""
+    levels = (label.detection_difficulty, label.tracking_difficulty)
+    said = levels if any(levels) else (None, None)
+    return dict(zip(("difficulty_level.detection", "difficulty_level.tracking"), said, strict=True))
 
 
 def _association(record: WaymoRecord) -> list[Row] | None:
@@ -317,8 +326,7 @@ def _lidar_box(record: WaymoRecord) -> list[Row] | None:
             "num_top_lidar_points_in_box": label.num_top_points,
             **{f"speed.{axis}": value for axis, value in zip("xyz", label.speed.tolist(), strict=True)},
             **{f"acceleration.{axis}": value for axis, value in zip("xyz", label.acceleration.tolist(), strict=True)},
-            "difficulty_level.detection": label.detection_difficulty,
-            "difficulty_level.tracking": label.tracking_difficulty,
+            **_difficulty(label),
         }
         for label in record.laser_labels
     ]
