@@ -8,8 +8,8 @@ import pytest
 
 from mwsis.core.errors import ConfigError
 from mwsis.core.schedule import EMADecay
+from mwsis.data.waymo import v1, v2
 from mwsis.data.waymo.street import street_records
-from mwsis.data.waymo.v1 import write_segment
 from mwsis.training import build
 from mwsis.training.commands import compose_run
 from mwsis.training.config import typed
@@ -79,23 +79,30 @@ def test_precision_is_checked():
 
 
 @pytest.mark.slow
-def test_the_job_runs_from_waymo_files_to_both_protocols(tmp_path):
+def test_the_job_runs_from_either_version_to_both_protocols(tmp_path):
     for split, folder, num_frames in (("train", "training", 2), ("val", "validation", 1)):
-        records = street_records(
+        made = street_records(
             0, split, 0, num_frames, top=(16, 180), side=(4, 16), image_width=192, label_every=1, num_slices=4
         )
-        write_segment(tmp_path / "waymo" / folder / "segment-0_with_camera_labels.tfrecord", records)
-    out = tmp_path / "run"
-    train.main(
-        [
-            "experiment=mwsis_waymo_smoke",
-            f"data.root={tmp_path / 'waymo'}",
-            f"data.cache={tmp_path / 'cache'}",
-            f"out={out}",
-            "trainer.max_steps=4",
-        ]
-    )
-    first = json.loads((out / "metrics.json").read_text())
+        records = list(made)
+        v1.write_segment(tmp_path / "waymo_v1" / folder / "segment-0_with_camera_labels.tfrecord", records)
+        v2.write_segment(tmp_path / "waymo_v2" / folder, iter(records))
+    for version in ("waymo_v1", "waymo_v2"):
+        train.main(
+            [
+                "experiment=mwsis_waymo_smoke",
+                f"data={version}",
+                f"data.root={tmp_path / version}",
+                f"data.cache={tmp_path / 'cache'}",
+                f"out={tmp_path / 'run' / version}",
+                "trainer.max_steps=4",
+                "trainer.log_every=1",
+            ]
+        )
+    out, twin = (tmp_path / "run" / version for version in ("waymo_v1", "waymo_v2"))
+    assert (out / "losses.csv").read_bytes() == (twin / "losses.csv").read_bytes()
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (out, twin))
+    assert (first["camera"], first["lidar"], first["labels"]) == (second["camera"], second["lidar"], second["labels"])
     assert first["protocol"]["used"] == "ours"
     assert first["data"]["train_frames"] == 2
     for protocol in ("ours", "published"):
