@@ -8,7 +8,7 @@ votes, which change during training, are in `fusion.vote_history`. Next: `datase
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -20,13 +20,12 @@ from mwsis.core.errors import DataError
 from mwsis.core.files import write_json
 from mwsis.core.frame import Frame
 from mwsis.core.instances import IGNORE, PointLabels
-from mwsis.data.store import FORMAT, INDEX, FilePlan, FrameStore, OpenFiles, Record, write_records
+from mwsis.data.store import FORMAT, INDEX, FilePlan, OpenFiles, Record, write_records
 
 __all__ = [
     "FrameLabels",
     "LabelCache",
     "Labeller",
-    "build_label_cache",
     "is_complete",
     "label_record",
     "plan_labels",
@@ -37,7 +36,6 @@ __all__ = [
 PART = "labels"
 
 Labeller = Callable[[Frame], "FrameLabels"]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +61,7 @@ class LabelCache(Sequence[FrameLabels]):
     """The labels of a frame store, in its order; cheap to send to worker processes.
 
     Args:
-        path: the folder of `build_label_cache`.
+        path: the folder of a finished plan.
 
     Attributes:
         fingerprint: of frames, labeller and settings.
@@ -99,50 +97,11 @@ class LabelCache(Sequence[FrameLabels]):
         return FrameLabels(PointLabels(semantic_labels, instance_ids), ring_segment_id)
 
 
-def build_label_cache(
-    frames: FrameStore,
-    labeller: Labeller,
-    path: Path | str,
-    settings: str,
-    on_progress: Progress | None = None,
-) -> LabelCache:
-    """Label every frame of a store, or open the cache when it is there and complete.
-
-    The labeller is given frames without ground truth. Files already written with the same fingerprints are kept, so an
-    interrupted call continues.
+def plan_labels(frames: FilePlan, root: Path | str, settings: str) -> FilePlan:
+    """Return what the label cache of a frame store holds, labels in the order of its frames.
 
     Args:
-        frames: the frames; what they were made from counts, too.
-        labeller: makes the labels of one frame; its ids must fit int32, its classes int8.
-        path: folder of the cache.
-        settings: identifies the labeller and its settings.
-        on_progress: called with frames done and frames in all.
-
-    Returns:
-        The complete cache, in the order of ``frames``.
-
-    Raises:
-        DataError: ``path`` is a file.
-    """
-    plan = plan_labels(frames, path, settings)
-    if is_complete(plan):
-        return LabelCache(plan.root)
-    report = on_progress or (lambda done, total: None)
-    done = 0
-    for segment in plan.segments:
-        rows = range(done, done + len(segment.frame_ids))
-        if not plan.holds(segment):
-            write_labels(plan.path(segment), _reported(frames, rows, report), labeller, plan.file_fingerprint(segment))
-        report(done := rows.stop, len(frames))
-    write_label_index(plan)
-    return LabelCache(plan.root)
-
-
-def plan_labels(frames: FrameStore | FilePlan, root: Path | str, settings: str) -> FilePlan:
-    """Return what the label cache of a frame store, or of one still to be written, holds.
-
-    Args:
-        frames: the store or its plan.
+        frames: the plan of the store.
         root: folder of the cache.
         settings: identifies the labeller and its settings.
 
@@ -152,7 +111,7 @@ def plan_labels(frames: FrameStore | FilePlan, root: Path | str, settings: str) 
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise DataError(f"{root}: expected a folder for the label cache, got a file")
-    return FilePlan(root, PART, tuple(frames.segments), settings=settings)
+    return FilePlan(root, PART, frames.segments, frames.split, settings)
 
 
 def write_labels(path: Path, frames: Iterable[Frame], labeller: Labeller, fingerprint: str) -> None:
@@ -187,12 +146,6 @@ def is_complete(plan: FilePlan) -> bool:
         return LabelCache(plan.root).fingerprint == plan.fingerprint
     except DataError:
         return False
-
-
-def _reported(frames: FrameStore, rows: range, report: Progress) -> Iterator[Frame]:
-    for row in rows:
-        report(row, len(frames))
-        yield frames[row]
 
 
 def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:

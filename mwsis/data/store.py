@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -38,7 +38,6 @@ __all__ = [
     "Record",
     "RecordFile",
     "Segment",
-    "build_store",
     "frame_record",
     "is_complete",
     "num_bytes",
@@ -64,8 +63,6 @@ STORED_CLASSES: dict[str, Any] = {
 }  # fmt: skip
 INPUTS, TRUTH = "inputs", "truth"
 FRAMES = "frames"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -362,11 +359,10 @@ class FrameStore(Sequence[Frame]):
     images.
 
     Attributes:
-        root: the folder of `build_store`, or one file of `write_frames`.
+        root: the folder of a finished plan, or one file of `write_frames`.
         fingerprint: changes with the frames, the split and the format.
         frame_ids: (F,) in the order of the index.
         num_points: (F,) points of each frame.
-        segments: of one file each, in order.
 
     Raises:
         DataError: there is no store, it is incomplete, or a file was truncated or is not of this project.
@@ -378,16 +374,12 @@ class FrameStore(Sequence[Frame]):
         self.fingerprint: str = index["fingerprint"]
         self.frame_ids: list[str] = []
         self.num_points: list[int] = []
-        self.segments: list[Segment] = []
         self._rows: list[tuple[Path, int]] = []
         for segment in index["segments"]:
             path = self.root if self.root.is_file() else self.root / segment["file"]
             _check_size(path, segment["num_bytes"])
             self.frame_ids += segment["frame_ids"]
             self.num_points += segment["num_points"]
-            self.segments.append(
-                Segment(segment["name"], segment["file"], tuple(segment["frame_ids"]), segment["source"])
-            )
             self._rows += [(path, row) for row in range(len(segment["frame_ids"]))]
         self._files = OpenFiles(FRAMES)
 
@@ -430,33 +422,9 @@ def plan_store(source: Source, split: str, root: Path | str) -> FilePlan:
     return FilePlan(root, FRAMES, segments, split)
 
 
-def build_store(source: Source, split: str, root: Path | str, on_progress: Progress | None = None) -> FrameStore:
-    """Write a split to a folder of one file per segment, or open it when it is there and complete.
-
-    One after the other in this process, segments that are there already are kept; `conversion.convert` writes the same
-    files with many processes. ``on_progress`` is called with frames done and frames in all.
-
-    Raises:
-        DataError: the split has no frames, a frame cannot be read, or ``root`` is a file.
-    """
-    plan = plan_store(source, split, root)
-    if is_complete(plan):
-        return FrameStore(plan.root)
-    report = on_progress or (lambda done, total: None)
-    missing = [segment for segment in plan.segments if not plan.holds(segment)]
-    done = plan.num_frames - sum(len(segment.frame_ids) for segment in missing)
-    report(done, plan.num_frames)
-    for segment in missing:
-        frames = _counted(map(source.read, segment.frame_ids), done, plan.num_frames, report)
-        write_frames(plan.path(segment), frames, plan.file_fingerprint(segment))
-        done += len(segment.frame_ids)
-    write_index(plan)
-    return FrameStore(plan.root)
-
-
 def write_index(plan: FilePlan) -> None:
     """Make a folder whose files are all there a store."""
-    entries = [_segment_entry(plan.path(segment), segment) for segment in plan.segments]
+    entries = [_segment_entry(plan.path(segment), segment.name) for segment in plan.segments]
     index = {"format": FORMAT, "fingerprint": plan.fingerprint, "split": plan.split, "segments": entries}
     write_json(plan.root / INDEX, index)
 
@@ -469,24 +437,17 @@ def is_complete(plan: FilePlan) -> bool:
         return False
 
 
-def _counted(frames: Iterable[Frame], done: int, total: int, on_progress: Progress) -> Iterator[Frame]:
-    for number, frame in enumerate(frames, 1):
-        yield frame
-        on_progress(done + number, total)
-
-
 def _file_name(segment: str) -> str:
     """Return a segment's name with everything a file system may object to replaced, and kept distinct."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", segment).lstrip(".")
     return plain if plain == segment else f"{plain}-{hashlib.sha256(segment.encode()).hexdigest()[:8]}"
 
 
-def _segment_entry(path: Path, segment: Segment) -> dict[str, Any]:
+def _segment_entry(path: Path, segment: str) -> dict[str, Any]:
     keys = RecordFile(path, FRAMES).entries()
     return {
-        "name": segment.name,
-        "file": segment.file,
-        "source": segment.fingerprint,
+        "name": segment,
+        "file": path.name,
         "num_bytes": path.stat().st_size,
         "frame_ids": [key for key, _ in keys],
         "num_points": [count for _, count in keys],
@@ -495,7 +456,7 @@ def _segment_entry(path: Path, segment: Segment) -> dict[str, Any]:
 
 def _file_index(path: Path) -> dict[str, Any]:
     fingerprint = RecordFile(path, FRAMES).metadata.get("fingerprint", "")
-    return {"fingerprint": fingerprint, "segments": [_segment_entry(path, Segment(path.stem, path.name, ()))]}
+    return {"fingerprint": fingerprint, "segments": [_segment_entry(path, path.stem)]}
 
 
 def _read_index(root: Path) -> dict[str, Any]:
@@ -504,7 +465,7 @@ def _read_index(root: Path) -> dict[str, Any]:
         raise DataError(f"{root}: no {INDEX}; expected a complete frame store, so build it (again) from its data set")
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        wanted = {"name", "file", "source", "num_bytes", "frame_ids", "num_points"}
+        wanted = {"name", "file", "num_bytes", "frame_ids", "num_points"}
         complete = index["format"] == FORMAT and all(wanted <= set(entry) for entry in index["segments"])
         complete = complete and isinstance(index["fingerprint"], str)
     except (ValueError, KeyError, TypeError):

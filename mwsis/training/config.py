@@ -70,8 +70,6 @@ class DataConfig:
     cameras_per_frame: int | None = None
     # class-wise clustering radii, metres, in class order (MWSIS section 3.1: .6 .1 .4)
     radii: list[float] = field(default_factory=lambda: [0.6, 0.1, 0.4])
-    # whether the data set has camera mask ground truth to score against
-    has_mask_truth: bool = True
     # training frames, evenly spread, on which the quality of the labels is measured; null = all
     quality_frames: int | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 from mwsis.core.frame import CameraView, Frame, FrameTruth, ImageTruth, LidarGeometry, PixelMap, PointCloud
 from mwsis.core.geometry import CameraModel
 from mwsis.core.instances import Boxes2D, MaskSet
+from mwsis.data.conversion import Labelling, SplitPlan, convert, jobs_of, plan_split
+from mwsis.data.label_cache import FrameLabels, Labeller
+from mwsis.data.source import Source
+from mwsis.data.workers import Pool
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
@@ -96,12 +101,11 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 
 @dataclass
 class RandomSource:
-    """Five frames in two segments; can be told to fail at one of them, as an interruption would."""
+    """Five frames in two segments."""
 
     name = "random"
     class_names = ("Vehicle", "Pedestrian", "Cyclist")
     version: int = 0
-    fail_at: str | None = None
 
     def identity(self) -> str:
         return "random"
@@ -122,9 +126,19 @@ class RandomSource:
         return frame_id.rsplit("-", 1)[0]
 
     def read(self, frame_id: str) -> Frame:
-        if frame_id == self.fail_at:
-            raise KeyboardInterrupt
         return random_frame(int(frame_id[-1]) + self.version, segment=self.segment_of(frame_id))
 
     def check(self) -> None:
         pass
+
+
+def unlabelled(frame: Frame) -> FrameLabels:
+    return FrameLabels.unlabelled(len(frame.points))
+
+
+def converted(source: Source, home: Path, labeller: Labeller = unlabelled, settings: str = "") -> SplitPlan:
+    """Write the training split of a source, in this process."""
+    plan = plan_split(source, "train", home, Labelling(labeller, settings, "key"))
+    pool = Pool("processes", 1)
+    convert(jobs_of(source, [plan], labeller, pool), [plan], pool, strict=True)
+    return plan

@@ -3,25 +3,14 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
 from mwsis.core.errors import DataError
-from mwsis.core.frame import Frame
-from mwsis.data.store import FrameStore, RecordFile, build_store, write_frames
-from tests.data.frames_for_tests import RandomSource, assert_same, random_frame
-
-
-@dataclass
-class CountingSource(RandomSource):
-    reads: list[str] = field(default_factory=list)
-
-    def read(self, frame_id: str) -> Frame:
-        self.reads.append(frame_id)
-        return super().read(frame_id)
+from mwsis.data.store import FrameStore, RecordFile, plan_store, write_frames
+from tests.data.frames_for_tests import RandomSource, assert_same, converted, random_frame
 
 
 def test_frames_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -58,53 +47,27 @@ def test_truth_has_columns_of_its_own(tmp_path: Path) -> None:
 
 
 def test_store_reopens_after_pickling(tmp_path: Path) -> None:
-    store = build_store(RandomSource(), "train", tmp_path / "store")
+    store = FrameStore(converted(RandomSource(), tmp_path).frames.root)
     _ = store[0]
     again = pickle.loads(pickle.dumps(store))
     assert_same(again[3], store[3])
 
 
-def test_build_reports_progress_and_keeps_order(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+def test_frames_of_several_files_come_in_order(tmp_path: Path) -> None:
     source = RandomSource()
-    store = build_store(source, "train", tmp_path / "store", lambda done, total: seen.append((done, total)))
+    store = FrameStore(converted(source, tmp_path).frames.root)
     assert store.frame_ids == source.frame_ids("train")
-    assert seen == [(done, 5) for done in range(6)]
     assert_same(store[4], source.read("b-4"))
 
 
-def test_interrupted_build_reuses_complete_segments(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        build_store(CountingSource(fail_at="b-4"), "train", tmp_path / "store")
-    assert not any(path.name.startswith(".") for path in (tmp_path / "store").iterdir())
-    with pytest.raises(DataError, match="no index"):
-        FrameStore(tmp_path / "store")
-    source = CountingSource()
-    store = build_store(source, "train", tmp_path / "store")
-    assert source.reads == ["b-3", "b-4"]
-    assert len(store) == 5
-
-
-def test_complete_store_reads_nothing_and_a_changed_source_everything(tmp_path: Path) -> None:
-    first = build_store(RandomSource(), "train", tmp_path / "store")
-    source = CountingSource()
-    assert build_store(source, "train", tmp_path / "store").fingerprint == first.fingerprint
-    assert source.reads == []
-    changed = CountingSource(version=2)
-    store = build_store(changed, "train", tmp_path / "store")
-    assert len(changed.reads) == 5
-    assert store.fingerprint != first.fingerprint
-    assert_same(store[0], changed.read("city/a-0"))
-
-
 def test_truncated_file_is_named(tmp_path: Path) -> None:
-    build_store(RandomSource(), "train", tmp_path / "store")
-    file = tmp_path / "store" / "b.arrow"
+    root = converted(RandomSource(), tmp_path).frames.root
+    file = root / "b.arrow"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"b\.arrow: expected \d+ bytes, got"):
-        FrameStore(tmp_path / "store")
-    store = build_store(RandomSource(), "train", tmp_path / "store")  # mends just that segment
-    assert_same(store[4], RandomSource().read("b-4"))
+        FrameStore(root)
+    converted(RandomSource(), tmp_path)
+    assert_same(FrameStore(root)[4], RandomSource().read("b-4"))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am no Arrow file" * 10, b"ARROW1\0\0" + b"\0" * 100])
@@ -130,4 +93,11 @@ def test_foreign_index_is_refused(tmp_path: Path, content: str) -> None:
 def test_store_where_a_file_is(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("x")
     with pytest.raises(DataError, match="expected a folder"):
-        build_store(RandomSource(), "train", tmp_path / "store")
+        plan_store(RandomSource(), "train", tmp_path / "store")
+
+
+def test_unfinished_store_is_no_store(tmp_path: Path) -> None:
+    root = converted(RandomSource(), tmp_path).frames.root
+    (root / "index.json").unlink()
+    with pytest.raises(DataError, match="no index"):
+        FrameStore(root)

@@ -14,12 +14,12 @@ import yaml
 
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.data.source import Source
-from mwsis.data.store import build_store
+from mwsis.data.store import FrameStore
 from mwsis.data.waymo import v1_write, v2
 from mwsis.data.waymo.record import WaymoRecord
 from mwsis.data.waymo.source import WaymoV1Source, WaymoV2Source
 from mwsis.training.config import instantiated
-from tests.data.frames_for_tests import assert_same
+from tests.data.frames_for_tests import assert_same, converted
 from tests.data.waymo_drive import SEGMENT, TIME, make_drive, without_labels
 
 OTHER = "2002_0_20_0_20"
@@ -152,7 +152,7 @@ def test_a_segment_that_cannot_be_listed_does_not_stop_the_others(kind: str, tmp
 
 def test_frames_go_through_the_store(kind: str, roots: dict[str, Path], tmp_path: Path) -> None:
     source = KINDS[kind](roots[kind])
-    store = build_store(source, "train", tmp_path)
+    store = FrameStore(converted(source, tmp_path).frames.root)
     assert store.frame_ids == source.frame_ids("train")
     assert_same(store[1], source.read(store.frame_ids[1]))
 
