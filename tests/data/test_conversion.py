@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import time
 from collections import namedtuple
@@ -248,6 +250,25 @@ def test_estimate_is_measured_and_too_small_a_disk_refused(tmp_path: Path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 0, expected.num_bytes - 1))
     with pytest.raises(ConfigError, match=r"home: about .* GB are needed, the disk has .* GB free"):
         require_space(expected.num_bytes, tmp_path / "home")
+
+
+def test_a_disk_that_fills_up_is_one_sentence(
+    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = conversion.write_frames
+
+    def full(path: Path, frames: Any, fingerprint: str) -> None:
+        if "train_1" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, frames, fingerprint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "write_frames", full)
+        with pytest.raises(ConfigError, match="the disk is full; nothing finished is lost"):
+            run(SmallSource(), tmp_path)
+    run(source := SmallSource(), tmp_path)
+    assert "train/0-0" not in source.reads
+    assert content(tmp_path) == whole
 
 
 def test_only_what_nobody_will_finish_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
