@@ -21,6 +21,8 @@ from mwsis.core.instances import BACKGROUND, IGNORE, PointLabels
 __all__ = [
     "CLASS_RADII",
     "box_point_pairs",
+    "boxes_of",
+    "claimed_pairs",
     "largest_components",
     "last_box_wins",
     "ring_flags",
@@ -67,7 +69,7 @@ def spatial_labels(
     Source: MWSIS (AAAI 2024), SPG (spatial-based pseudo label generation), constants from its released code.
     *Generalised*: ignore regions, points outside every image (upstream removes them before).
     """
-    pairs, box_labels = _boxes_of(frame)
+    pairs, box_labels = boxes_of(frame)
     flag = _flags(frame, ring_segment_id, pairs[box_labels[pairs[:, 1]] >= 0], rings)
     members = _members(frame, pairs, box_labels, flag, clustering, radii)
     instance_ids = last_box_wins(members, len(flag))
@@ -100,9 +102,13 @@ def box_point_pairs(
         otherwise each labelled point once, with the box that won.
     """
     if not rings and not clustering:
-        pairs, box_labels = _boxes_of(frame)
+        pairs, box_labels = boxes_of(frame)
         return pairs[box_labels[pairs[:, 1]] >= 0]
-    labels = spatial_labels(frame, ring_segment_id, rings=rings, clustering=clustering, radii=radii)
+    return claimed_pairs(spatial_labels(frame, ring_segment_id, rings=rings, clustering=clustering, radii=radii))
+
+
+def claimed_pairs(labels: PointLabels) -> Tensor:
+    """Return the (P, 2) int64 rows (point, box) of the points that have an instance."""
     point = (labels.instance_ids >= 0).nonzero()[:, 0]
     return torch.stack([point, labels.instance_ids[point]], 1)
 
@@ -163,7 +169,7 @@ def last_box_wins(pairs: Tensor, num_points: int) -> Tensor:
     return instance_ids.scatter_reduce(0, pairs[:, 0], pairs[:, 1], "amax")
 
 
-def _boxes_of(frame: Frame) -> tuple[Tensor, Tensor]:
+def boxes_of(frame: Frame) -> tuple[Tensor, Tensor]:
     """Return the (P, 2) point-box pairs of the frame and the (G,) class of each box, -1 for an ignore region."""
     labels = [view.labels for view in frame.cameras]
     pairs = points_in_boxes2d(frame.pixels, labels)

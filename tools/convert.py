@@ -141,7 +141,8 @@ def print_result(plans: list[SplitPlan], done: Conversion, home: Path) -> None:
     for split, segment, error in done.skipped:
         print(f"skipped: {split}/{segment}: {error}", file=sys.stderr)
     if done.skipped:
-        print(f"{len(done.skipped)} segments skipped; mend them or move them away, and run the same command again", file=sys.stderr)
+        advice = "mend them or move them away, and run the same command again"
+        print(f"{len(done.skipped)} segments skipped; {advice}", file=sys.stderr)
     if done.missing:
         print(f"store: {home} lacks {done.missing} segments of other shards")
     elif not done.skipped:

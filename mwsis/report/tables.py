@@ -37,11 +37,17 @@ LIDAR_COLUMNS = {
     "miou": "Point mIoU",
 }
 CLASS_COLUMNS = {"mask_ap": "Mask AP", "instance_ap": "Instance AP", "iou": "Point IoU"}
-METHODS = {"frustum": "Frustum", "clustering": "Clustering", "spg": "Spatial labels (SPG)"}
+METHODS = {
+    "frustum": "Frustum",
+    "clustering": "Clustering",
+    "spg": "Spatial labels (SPG), published",
+    "spg_default": "Spatial labels (SPG), default",
+}
 SPOKEN_METHODS = {
     "frustum": "every point inside a 2D box takes its class",
     "clustering": "the largest cluster of points inside each box",
     "spg": "box frustum, then the ring-segment test, then the largest cluster",
+    "spg_default": "of the clusters in a box, the one that lies in it as a whole at the distance its height says",
 }
 
 

@@ -184,7 +184,9 @@ class MethodConfig:
     ema: bool = True
     # spatial pseudo labels; false = every point inside a 2D box
     spg: bool = True
-    # the ring-segment half of them; false = clustering alone
+    # by which recipe: published = MWSIS's own (fusion.spatial_labels), default = ours (fusion.default_labels)
+    labels: str = "published"
+    # the ring-segment half of the published ones; false = clustering alone
     spg_rings: bool = True
     # camera pseudo masks from the teacher's positives
     ipg: bool = True

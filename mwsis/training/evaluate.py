@@ -7,8 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
+from fusion.default_labels import default_labels
 from fusion.segmentor import MultimodalSegmentor
-from fusion.spatial_labels import box_point_pairs
+from fusion.spatial_labels import box_point_pairs, claimed_pairs
 from mwsis.core.frame import Frame
 from mwsis.data.label_cache import FrameLabels
 from mwsis.evaluation.label_quality import LabelQuality
@@ -23,11 +26,13 @@ from mwsis.training.run import load_run
 __all__ = ["LABEL_METHODS", "evaluate_run", "for_protocol", "label_quality", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
-LABEL_METHODS = {
-    "frustum": {"rings": False, "clustering": False},
-    "clustering": {"rings": False, "clustering": True},
-    "spg": {"rings": True, "clustering": True},
+LABEL_METHODS: dict[str, Callable[[Frame, Tensor, tuple[float, ...]], Tensor]] = {
+    "frustum": lambda frame, segments, radii: box_point_pairs(frame, segments, rings=False, clustering=False),
+    "clustering": lambda frame, segments, radii: box_point_pairs(frame, segments, rings=False, radii=radii),
+    "spg": lambda frame, segments, radii: box_point_pairs(frame, segments, radii=radii),
+    "spg_default": lambda frame, segments, radii: claimed_pairs(default_labels(frame, segments)),
 }
+"""The (point, box) pairs that each label-only method claims."""
 RSC_CLASSES = ("Vehicle", "Cyclist")
 """MWSIS section 3.3: pedestrians are left out, correcting them lowers the score."""
 
@@ -111,7 +116,7 @@ def trained_from(run: RunConfig, branch: str) -> str:
     if branch == "camera":
         said = ["2D boxes"] + ["pseudo_ masks of its teacher (IPG)"] * method.ipg
         return ", ".join(said + ["the LiDAR teacher's points (CSCS)"] * method.cscs.lidar_to_camera)
-    labels = "spatial labels (SPG)" if method.spg_rings else "clusters"
+    labels = f"spatial labels (SPG, {method.labels})" if method.spg_rings else "clusters"
     said = [f"pseudo_ {labels if method.spg else 'labels: every point inside a 2D box'} from 2D boxes"]
     said += ["its teacher's votes (PVC)"] * method.pvc
     return ", ".join(said + ["the camera teacher's masks (CSCS)"] * method.cscs.camera_to_lidar)
@@ -138,7 +143,7 @@ def label_quality(
         frame, made = frames[number * len(frames) // count], labels[number * len(frames) // count]
         if frame.truth is None:
             continue
-        for method, switches in LABEL_METHODS.items():
-            pairs = box_point_pairs(frame, made.ring_segment_id, radii=radii, **switches)
+        for method, claimed in LABEL_METHODS.items():
+            pairs = claimed(frame, made.ring_segment_id, radii)
             quality.add(method, frame.truth, frame.pixels, frame.cameras, pairs)
     return quality.rows()

@@ -15,9 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
+from fusion.default_labels import DEFAULT, default_labels
 from fusion.spatial_labels import spatial_labels
 from lidar.rings import ring_segments
+from mwsis.core.errors import ConfigError, closest_name
 from mwsis.core.frame import Frame
+from mwsis.core.instances import PointLabels
 from mwsis.data.conversion import Labelling, SplitPlan, convert, jobs_of, plan_split
 from mwsis.data.label_cache import FrameLabels, LabelCache
 from mwsis.data.source import Source
@@ -28,6 +33,8 @@ from mwsis.training.config import RunConfig, instantiated
 __all__ = ["Prepared", "Split", "build_source", "importing", "labelling_of", "plan_run", "prepare"]
 
 OnProgress = Callable[[str, int, int], None]
+Recipe = Callable[[Frame, Tensor], PointLabels]
+RECIPES = ("published", "default")
 LABEL_VERSION = 3
 
 
@@ -91,12 +98,16 @@ def plan_run(run: RunConfig, source: Source) -> list[SplitPlan]:
 
 def labelling_of(run: RunConfig) -> Labelling:
     """Return how a run makes spatial labels, once per frame, from 2D boxes."""
+    if run.method.labels not in RECIPES:
+        raise ConfigError(f"method.labels: no '{run.method.labels}'{closest_name(run.method.labels, RECIPES)}")
     rings, clustering = run.method.spg and run.method.spg_rings, run.method.spg
+    recipe: Recipe = partial(spatial_labels, rings=rings, clustering=clustering, radii=tuple(run.data.radii))
     settings = f"{LABEL_VERSION} rings={rings} clustering={clustering} radii={run.data.radii}"
-    labeller = partial(_label, rings=rings, clustering=clustering, radii=tuple(run.data.radii))
-    return Labelling(labeller, settings, hashlib.sha256(settings.encode()).hexdigest()[:12])
+    if clustering and run.method.labels == "default":
+        recipe, settings = partial(default_labels, recipe=DEFAULT), f"{LABEL_VERSION} {DEFAULT}"
+    return Labelling(partial(_label, recipe=recipe), settings, hashlib.sha256(settings.encode()).hexdigest()[:12])
 
 
-def _label(frame: Frame, rings: bool, clustering: bool, radii: tuple[float, ...]) -> FrameLabels:
+def _label(frame: Frame, recipe: Recipe) -> FrameLabels:
     segments = ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
-    return FrameLabels(spatial_labels(frame, segments, rings=rings, clustering=clustering, radii=radii), segments)
+    return FrameLabels(recipe(frame, segments), segments)

@@ -149,13 +149,15 @@ def test_poisoned_ground_truth_changes_no_bit_of_twenty_steps(tmp_path, compose_
     assert (tmp_path / "a" / "losses.csv").read_text() == (tmp_path / "b" / "losses.csv").read_text()
 
 
-def test_poisoned_ground_truth_changes_no_label(compose_tiny, prepare_tiny):
-    from mwsis.training.prepare import _label
+@pytest.mark.parametrize("labels", ["published", "default"])
+def test_poisoned_ground_truth_changes_no_label(compose_tiny, prepare_tiny, labels):
+    from mwsis.training.prepare import labelling_of
 
-    run = compose_tiny()
+    run = compose_tiny(f"method.labels={labels}")
+    labeller = labelling_of(run).labeller
     frames = prepare_tiny(run).train.frames
     for clean, poisoned in zip(frames, Poisoned(frames), strict=False):
-        made = [_label(frame, True, True, tuple(run.data.radii)) for frame in (clean, poisoned)]
+        made = [labeller(frame) for frame in (clean, poisoned)]
         assert torch.equal(made[0].pseudo.semantic_labels, made[1].pseudo.semantic_labels)
         assert torch.equal(made[0].pseudo.instance_ids, made[1].pseudo.instance_ids)
 

@@ -1,0 +1,133 @@
+"""Our labels from 2D boxes: equal to the slow twin, and right where the published recipe is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fusion.default_labels import DEFAULT, _in_radii, default_labels
+from fusion.spatial_labels import spatial_labels
+from mwsis.core.errors import ConfigError
+from mwsis.core.frame import CameraView, Frame, PixelMap
+from mwsis.core.geometry import CameraModel
+from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D
+from tests.fusion.scenes import frame_of, random_scene
+from tests.reference import default_labels as reference
+
+FOCAL = 500.0
+# optical axis along x, image columns to the right, rows down, camera 1.5 m above the ground
+CAMERA = CameraModel(
+    1000,
+    400,
+    torch.tensor([FOCAL, FOCAL, 500.0, 200.0]).double(),
+    torch.zeros(5).double(),
+    torch.tensor([[0, -1, 0, 0], [0, 0, -1, 1.5], [1, 0, 0, 0], [0, 0, 0, 1]]).double(),
+)
+
+
+def street(objects: list[torch.Tensor], boxes: list[list[float]], labels: list[int]) -> Frame:
+    """A flat road with objects given as points, seen by one camera."""
+    road = torch.cartesian_prod(torch.arange(3, 40, 0.5), torch.arange(-8, 8, 0.5), torch.zeros(1))
+    xyz = torch.cat([*objects, road]).float()
+    pixel_uv, _, visible = CAMERA.project(xyz)
+    pixels = PixelMap(pixel_uv[:, None], torch.where(visible, 0, -1)[:, None].to(torch.int8))
+    view = Boxes2D(torch.tensor(boxes), torch.tensor(labels), torch.zeros(len(labels), dtype=torch.bool))
+    frame = frame_of(xyz, pixels, [view])
+    return replace(frame, cameras=(CameraView("front", CAMERA, b"", view),))
+
+
+def block(x: float, y: float, width: float, height: float, step: float = 0.08) -> torch.Tensor:
+    """The side of a box that faces the sensor."""
+    across, up = torch.arange(y - width / 2, y + width / 2, step), torch.arange(0.05, height, step)
+    return torch.cartesian_prod(torch.full((1,), float(x)), across, up)
+
+
+def outline(points: torch.Tensor) -> list[float]:
+    pixel_uv, _, _ = CAMERA.project(points)
+    return [*(pixel_uv.amin(0) - 1).tolist(), *(pixel_uv.amax(0) + 1).tolist()]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_slow_twin(seed: int) -> None:
+    frame, segments = random_scene(seed)
+    scale = torch.tensor([8.0, 8.0, 2.0])  # so that both sides of the bend occur
+    frame = replace(frame, points=replace(frame.points, xyz=frame.points.xyz * scale))
+    recipe = replace(DEFAULT, heights=(0.3, 0.5, 0.4))
+    labels = default_labels(frame, segments, recipe)
+    semantic, instance = reference.default_labels(frame, segments.numpy(), recipe)
+    assert labels.instance_ids.tolist() == instance.tolist()
+    assert labels.semantic_labels.tolist() == semantic.tolist()
+    assert len(set(instance.tolist())) > 3
+
+
+def test_a_wall_behind_does_not_take_the_box_of_a_pedestrian() -> None:
+    person, wall = block(10, 0, 0.5, 1.7), block(30, 0, 12, 4, 0.05)
+    frame = street([person, wall], [outline(person)], [1])
+    own = torch.arange(len(frame.points)) < len(person)
+    published = spatial_labels(frame, torch.arange(len(frame.points)), rings=False)
+    ours = default_labels(frame, torch.full((len(own),), -1))
+    assert not bool((published.instance_ids[own] == 0).any())
+    assert bool((ours.instance_ids[own][person[:, 2] > 0.06] == 0).all())
+    assert set(ours.semantic_labels[~own].tolist()) == {BACKGROUND, IGNORE}
+
+
+def test_the_nearer_of_two_objects_keeps_its_points() -> None:
+    near, far = block(10, 0, 1.8, 1.5), block(20, 0.5, 1.8, 1.6)
+    frame = street([near, far], [outline(near), outline(far)], [0, 0])
+    labels = default_labels(frame, torch.full((len(frame.points),), -1)).instance_ids
+    assert set(labels[: len(near)].tolist()) == {0}
+    seen = frame.pixels.in_any_image[len(near) : len(near) + len(far)]
+    assert set(labels[len(near) : len(near) + len(far)][seen].tolist()) == {1}
+
+
+def test_the_ground_under_an_object_is_background_and_the_tyres_are_not() -> None:
+    car = block(8, 0, 1.8, 1.5)
+    frame = street([car], [outline(car)], [0])
+    labels = default_labels(frame, torch.full((len(frame.points),), -1))
+    assert bool((labels.instance_ids[: len(car)][car[:, 2] > 0.06] == 0).all())
+    assert bool((labels.instance_ids[len(car) :] == -1).all())
+
+
+def test_places_count_radii() -> None:
+    generator = torch.Generator().manual_seed(0)
+    xy = (torch.rand(400, 2, generator=generator).double() - 0.5) * 120
+    other = xy + (torch.rand(400, 2, generator=generator).double() - 0.5) * 0.6
+    radius, per_metre = torch.full((400,), 0.5).double(), torch.full((400,), 0.02).double()
+    apart = (_in_radii(xy, radius, per_metre) - _in_radii(other, radius, per_metre)).norm(dim=1)
+    middle = ((xy + other) / 2).norm(dim=1)
+    expected = (xy - other).norm(dim=1) / torch.maximum(radius, per_metre * middle)
+    across = (xy.norm(dim=1) > 25) != (other.norm(dim=1) > 25)  # one on the disk, one on the cylinder
+    assert float((apart - expected)[~across].abs().max()) < 0.01
+    assert float((apart - expected)[across].abs().max()) < 0.1
+    assert float((middle > 25).double().mean()) > 0.3
+    assert int(across.sum()) > 1
+
+
+def test_nothing_to_label() -> None:
+    nothing = PixelMap(torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.int8))
+    empty = frame_of(torch.zeros(0, 3), nothing, [Boxes2D.empty()])
+    assert len(default_labels(empty, torch.zeros(0, dtype=torch.int64))) == 0
+    frame = street([], [[0.0, 0.0, 5.0, 5.0]], [1])  # a box without points
+    labels = default_labels(frame, torch.full((len(frame.points),), -1))
+    assert set(labels.instance_ids.tolist()) == {-1}
+
+
+def test_a_class_without_constants_is_named() -> None:
+    frame = street([], [[0.0, 0.0, 5.0, 5.0]], [3])
+    with pytest.raises(ConfigError, match="labels=default: expected 3 classes, got 4"):
+        default_labels(frame, torch.full((len(frame.points),), -1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_same_on_gpu() -> None:
+    frame, segments = random_scene(4)
+    expected = default_labels(frame, segments)
+    on_gpu = replace(
+        frame,
+        points=type(frame.points)(*(getattr(frame.points, name).cuda() for name in frame.points.__dataclass_fields__)),
+        pixels=PixelMap(frame.pixels.pixel_uv.cuda(), frame.pixels.camera_index.cuda()),
+    )
+    assert torch.equal(default_labels(on_gpu, segments.cuda()).instance_ids.cpu(), expected.instance_ids)
