@@ -44,6 +44,8 @@ class LabelRecipe:
         low: points less than this above the ground are no candidates up to ``low_range``.
         footprint: how far around the winner points are added.
         floor: only those higher above the ground than this, less ``floor_slope`` for each metre beyond 20.
+        unsure: a candidate that belongs to no object is ignored up to this distance from the winner of its box. On a
+            street world half of the points at 1 to 2 m belong to some object, and a fifth of those farther away.
         scene_heights: between these, points are clustered without regard to boxes, with radius ``scene_radius`` or
             ``scene_columns``.
         share_power: of the share of a cluster's scene cluster that lies in the box.
@@ -65,6 +67,7 @@ class LabelRecipe:
     footprint: float = 0.1
     floor: float = 0.05
     floor_slope: float = 0.004
+    unsure: float = 2.0
     scene_heights: tuple[float, float] = (0.3, 4.0)
     scene_radius: float = 0.2
     scene_columns: float = 1.5
@@ -86,7 +89,8 @@ def default_labels(frame: Frame, ring_segment_id: Tensor, recipe: LabelRecipe = 
 
     Returns:
         N pseudo labels. An instance id is the index of the box, counted on over the cameras (objects and ignore regions
-        alike). `IGNORE`: no image shows the point, or it lies in an ignore region and in no object.
+        alike). `IGNORE`: no image shows the point, or it belongs to no object and lies in an ignore region or, as a
+        candidate, close to the object of its box.
 
     Raises:
         ConfigError: a box has a class without constants.
@@ -97,10 +101,14 @@ def default_labels(frame: Frame, ring_segment_id: Tensor, recipe: LabelRecipe = 
     if len(box_labels) and int(box_labels.max()) >= len(recipe.radii):
         raise ConfigError(f"labels=default: expected {len(recipe.radii)} classes, got {int(box_labels.max()) + 1}")
     claims = _Claims(frame, pairs[box_labels[pairs[:, 1]] >= 0], box_labels, recipe)
-    instance_ids = claims.nearest_first(claims.footprint(claims.winners(claims.candidates(ring_segment_id))))
+    candidate = claims.candidates(ring_segment_id)
+    won = claims.winners(candidate)
+    outside = claims.outside(won)
+    instance_ids = claims.nearest_first(won | claims.footprint(outside))
     labelled = instance_ids >= 0
     ignored = ~frame.pixels.in_any_image
     ignored[pairs[box_labels[pairs[:, 1]] < 0, 0]] = True
+    ignored[claims.point[candidate & (outside < recipe.unsure)]] = True
     semantic_labels = torch.where(ignored, IGNORE, BACKGROUND)
     semantic_labels[labelled] = box_labels[instance_ids[labelled]]
     return PointLabels(semantic_labels, instance_ids)
@@ -170,18 +178,23 @@ class _Claims:
         won[rows] = component == winner[box]
         return won
 
-    def footprint(self, won: Tensor) -> Tensor:
-        """Return (P,) bool: the winners and what lies within their outline in the ground plane, but the ground."""
-        recipe = self.recipe
+    def outside(self, won: Tensor) -> Tensor:
+        """Return (P,) float64: metres from each row to the outline of its box's winner in the ground plane.
+
+        At most 0 within it; infinite where the box has no winner.
+        """
         angle = torch.arange(NUM_DIRECTIONS, device=won.device) * (2 * math.pi / NUM_DIRECTIONS)
         along = self.xyz[self.point, :2] @ torch.stack([angle.cos(), angle.sin()]).double()
         rows = won.nonzero()[:, 0]
         outline = along.new_full((self.num_boxes, NUM_DIRECTIONS), -torch.inf)
         outline = outline.scatter_reduce(0, self.box[rows, None].expand(-1, NUM_DIRECTIONS), along[rows], "amax")
-        within = (along <= outline[self.box] + recipe.footprint).all(1)
+        return (along - outline[self.box]).amax(1)
+
+    def footprint(self, outside: Tensor) -> Tensor:
+        """Return (P,) bool: what lies within the outlines of the winners, but the ground."""
         beyond = (self.range[self.point] - 20.0).clamp(min=0)
-        raised: Tensor = self.height[self.point] > recipe.floor - recipe.floor_slope * beyond
-        return won | (within & raised)
+        raised: Tensor = self.height[self.point] > self.recipe.floor - self.recipe.floor_slope * beyond
+        return raised & (outside <= self.recipe.footprint)
 
     def nearest_first(self, claimed: Tensor) -> Tensor:
         """Return (N,) int64: the box of each point, of several the one whose claim is nearer in the median; -1 none."""

@@ -65,6 +65,7 @@ def default_labels(frame: Frame, segment_id: np.ndarray, recipe: LabelRecipe) ->
         return len(visible & set(members[box])) / len(visible)
 
     claims: dict[int, list[int]] = {}
+    unsure: set[int] = set()
     for box, inside in members.items():
         if classes[box] < 0:
             continue
@@ -93,6 +94,7 @@ def default_labels(frame: Frame, segment_id: np.ndarray, recipe: LabelRecipe) ->
         angles = np.arange(32) * (2 * math.pi / 32)
         along = xyz[:, :2] @ np.stack([np.cos(angles), np.sin(angles)])
         outline = along[winner].max(0) + recipe.footprint
+        unsure |= {p for p in places if (along[p] - along[winner].max(0)).max() < recipe.unsure}
         claims[box] = [
             p
             for p in inside
@@ -105,6 +107,6 @@ def default_labels(frame: Frame, segment_id: np.ndarray, recipe: LabelRecipe) ->
             semantic[point], instance[point] = classes[box], box
     hidden = {point for box, points in members.items() if classes[box] < 0 for point in points}
     for point in np.flatnonzero(instance < 0).tolist():
-        if point in hidden or not any(point in points for points in shown):
+        if point in hidden or point in unsure or not any(point in points for points in shown):
             semantic[point] = IGNORE
     return semantic, instance
