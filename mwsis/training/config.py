@@ -185,7 +185,7 @@ class MethodConfig:
     # spatial pseudo labels; false = every point inside a 2D box
     spg: bool = True
     # by which recipe: published = MWSIS's own (fusion.spatial_labels), default = ours (fusion.default_labels)
-    labels: str = "published"
+    labels: str = "default"
     # the ring-segment half of the published ones; false = clustering alone
     spg_rings: bool = True
     # camera pseudo masks from the teacher's positives
