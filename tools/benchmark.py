@@ -2,6 +2,7 @@
 
     uv run tools/benchmark.py suite=decode               Waymo v1 frame, file to arrays: a reader of messages and numpy
     uv run tools/benchmark.py suite=store                random frame of the frame store: .npy files of its arrays
+    uv run tools/benchmark.py suite=labels               labels of a street sweep from boxes: the slow twins of tests
     uv run tools/benchmark.py suite=decode json=FILE     also writes the rows
 
 A ratio under 1 says that this project is faster. Times are the best of several, both sides taking turns; other work on
@@ -41,6 +42,7 @@ class Sizes:
         top, other: rows and columns of the range images of TOP, and of the four other LiDARs.
         num_points, num_frames: of the frame store.
         image_bytes: an encoded image, five per frame.
+        street_columns, few_columns: of the street sweep that is labelled, and of the one the slow twins can bear.
         repeats: of each measurement.
     """
 
@@ -49,6 +51,8 @@ class Sizes:
     num_points: int = 170_000
     num_frames: int = 8
     image_bytes: int = 400_000
+    street_columns: int = 2650
+    few_columns: int = 96
     repeats: int = 15
 
 
@@ -370,7 +374,67 @@ def _made_up_view(number: int, image_bytes: int, generator: Any) -> CameraView:
     return CameraView(f"camera {number}", camera, image, Boxes2D.empty())
 
 
-SUITES = {"decode": decode_suite, "store": store_suite}
+# ---------------------------------------------------------------------------------------------------------------------
+# labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def labels_suite(folder: Path, sizes: Sizes) -> tuple[dict[str, Any], list[Row]]:
+    """Compare ring segments and labels of a sweep with the published loops, one point at a time, on one thread.
+
+    The loops are the slow twins in ``tests/reference``; they get a sweep with few columns. The rows of the full sweep
+    have the budget of a frame as reference: 60 ms for the published labels, 250 ms for ours.
+    """
+    import torch
+
+    from fusion.default_labels import default_labels
+    from fusion.spatial_labels import CLASS_RADII, spatial_labels
+    from lidar.rings import ring_segments
+    from tests.reference import rings as slow_rings
+    from tests.reference import spatial_labels as slow_labels
+
+    def segments_of(frame: Frame) -> Any:
+        return ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
+
+    def slow(frame: Frame) -> Any:
+        segments = slow_rings.ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image.numpy())
+        return slow_labels.spatial_labels(frame, segments, True, True, CLASS_RADII)
+
+    torch.set_num_threads(1)
+    full, few = (street_frame(columns) for columns in (sizes.street_columns, sizes.few_columns))
+    made, (semantic, instance) = spatial_labels(few, segments_of(few)), slow(few)
+    ours = {"semantic_labels": made.semantic_labels.numpy(), "instance_ids": made.instance_ids.numpy()}
+    require_same(ours, {"semantic_labels": semantic, "instance_ids": instance})
+    quick, published, default = best_times(
+        [
+            lambda: spatial_labels(few, segments_of(few)),
+            lambda: spatial_labels(full, segments_of(full)),
+            lambda: default_labels(full, segments_of(full)),
+        ],
+        sizes.repeats,
+    )
+    (loops,) = best_times([lambda: slow(few)], 1)
+    facts = {
+        "points": len(full.points),
+        "boxes": sum(len(view.labels) for view in full.cameras),
+        "points of the small sweep": len(few.points),
+    }
+    return facts, [
+        comparison("published, small sweep / loops over points", quick, loops),
+        comparison("published, full sweep / 60 ms", published, 60.0),
+        comparison("default, full sweep / 250 ms", default, 250.0),
+    ]
+
+
+def street_frame(columns: int) -> Frame:
+    """Return a frame of the street world."""
+    from mwsis.data.street import StreetSource
+
+    source = StreetSource(train_segments=1, val_segments=0, lidar_columns=columns, image_width=384)
+    return source.read(source.frame_ids("train")[0])
+
+
+SUITES = {"decode": decode_suite, "store": store_suite, "labels": labels_suite}
 
 if __name__ == "__main__":
     run_command(main, __doc__ or "")

@@ -100,6 +100,8 @@ def labelling_of(run: RunConfig) -> Labelling:
     """Return how a run makes spatial labels, once per frame, from 2D boxes."""
     if run.method.labels not in RECIPES:
         raise ConfigError(f"method.labels: no '{run.method.labels}'{closest_name(run.method.labels, RECIPES)}")
+    if run.method.labels == "default" and not run.method.spg_rings:
+        raise ConfigError("method.spg_rings=false: only method.labels=published has that half; set both")
     rings, clustering = run.method.spg and run.method.spg_rings, run.method.spg
     recipe: Recipe = partial(spatial_labels, rings=rings, clustering=clustering, radii=tuple(run.data.radii))
     settings = f"{LABEL_VERSION} rings={rings} clustering={clustering} radii={run.data.radii}"

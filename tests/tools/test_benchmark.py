@@ -9,7 +9,9 @@ import pytest
 from mwsis.core.errors import ConfigError
 from tools import benchmark
 
-TINY = benchmark.Sizes(top=(4, 30), other=(3, 10), num_points=40, num_frames=3, image_bytes=50, repeats=2)
+TINY = benchmark.Sizes(
+    top=(4, 30), other=(3, 10), num_points=40, num_frames=3, image_bytes=50, street_columns=48, few_columns=8, repeats=2
+)
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +19,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "Sizes", lambda: TINY)
 
 
-@pytest.mark.parametrize(("suite", "num_rows"), [("decode", 4), ("store", 3)])
+@pytest.mark.parametrize(("suite", "num_rows"), [("decode", 4), ("store", 3), ("labels", 3)])
 def test_rows_are_printed_and_written(suite, num_rows, tmp_path, capsys):
     benchmark.main([f"suite={suite}", f"json={tmp_path / 'rows.json'}"])
     written = json.loads((tmp_path / "rows.json").read_text())
