@@ -42,7 +42,8 @@ class Sizes:
         top, other: rows and columns of the range images of TOP, and of the four other LiDARs.
         num_points, num_frames: of the frame store.
         image_bytes: an encoded image, five per frame.
-        street_columns, few_columns: of the street sweep that is labelled, and of the one the slow twins can bear.
+        street, few: rows and columns of the street sweep that is labelled, and of the one the slow twins can bear.
+        image_width: of the street's cameras.
         repeats: of each measurement.
     """
 
@@ -51,8 +52,9 @@ class Sizes:
     num_points: int = 170_000
     num_frames: int = 8
     image_bytes: int = 400_000
-    street_columns: int = 2650
-    few_columns: int = 96
+    street: tuple[int, int] = (64, 2650)
+    few: tuple[int, int] = (64, 96)
+    image_width: int = 384
     repeats: int = 15
 
 
@@ -401,7 +403,7 @@ def labels_suite(folder: Path, sizes: Sizes) -> tuple[dict[str, Any], list[Row]]
         return slow_labels.spatial_labels(frame, segments, True, True, CLASS_RADII)
 
     torch.set_num_threads(1)
-    full, few = (street_frame(columns) for columns in (sizes.street_columns, sizes.few_columns))
+    full, few = (street_frame(*sweep, sizes.image_width) for sweep in (sizes.street, sizes.few))
     made, (semantic, instance) = spatial_labels(few, segments_of(few)), slow(few)
     ours = {"semantic_labels": made.semantic_labels.numpy(), "instance_ids": made.instance_ids.numpy()}
     require_same(ours, {"semantic_labels": semantic, "instance_ids": instance})
@@ -426,11 +428,12 @@ def labels_suite(folder: Path, sizes: Sizes) -> tuple[dict[str, Any], list[Row]]
     ]
 
 
-def street_frame(columns: int) -> Frame:
+def street_frame(rows: int, columns: int, image_width: int) -> Frame:
     """Return a frame of the street world."""
     from mwsis.data.street import StreetSource
 
-    source = StreetSource(train_segments=1, val_segments=0, lidar_columns=columns, image_width=384)
+    sensors = {"lidar_rows": rows, "lidar_columns": columns, "image_width": image_width}
+    source = StreetSource(train_segments=1, val_segments=0, **sensors)
     return source.read(source.frame_ids("train")[0])
 
 

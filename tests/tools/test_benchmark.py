@@ -10,7 +10,15 @@ from mwsis.core.errors import ConfigError
 from tools import benchmark
 
 TINY = benchmark.Sizes(
-    top=(4, 30), other=(3, 10), num_points=40, num_frames=3, image_bytes=50, street_columns=48, few_columns=8, repeats=2
+    top=(4, 30),
+    other=(3, 10),
+    num_points=40,
+    num_frames=3,
+    image_bytes=50,
+    street=(8, 32),
+    few=(4, 16),
+    image_width=64,
+    repeats=2,
 )
 
 
