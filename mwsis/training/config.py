@@ -33,7 +33,11 @@ __all__ = [
 ]
 
 BRANCHES = ("camera", "lidar")
-NETWORKS = {"unet_v2": "lidar.segmentor.build_unet_v2_segmentor"}
+NETWORKS = {
+    "unet_v2": "lidar.segmentor.build_unet_v2_segmentor",
+    "fsd_unet": "lidar.fsd_unet.build_fsd_unet_segmentor",
+    "res8x_unet": "lidar.res8x_unet.build_res8x_unet_segmentor",
+}
 """Builders of LiDAR networks by name, as import paths: a run is checked before anything heavy is imported."""
 
 PRECISIONS = ("32", "bf16-camera")
