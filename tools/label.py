@@ -64,11 +64,16 @@ def write_labels(path: Path, made: FrameLabels) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the quality rows as aligned text."""
-    names = ("point_iou", "precision", "recall", "pooled_iou")
-    lines = [f"{'method':<12}{'class':<12}{'objects':>8}" + "".join(f"{name:>12}" for name in names)]
+    names = ("precision", "recall", "pooled_iou")
+    head = f"{'method':<12}{'class':<12}{'objects':>8}{'point_iou':>12}{'95 % interval':>16}"
+    lines = [head + "".join(f"{name:>12}" for name in names)]
     for row in rows:
-        values = "".join(f"{row[name]:>12.3f}" if row[name] is not None else f"{'-':>12}" for name in names)
-        lines.append(f"{row['method']:<12}{row['class']:<12}{row['objects']:>8}{values}")
+        low, high = row["point_iou_95"]
+        interval = f"{low:.3f} - {high:.3f}"
+        values = f"{row['objects']:>8}{row['point_iou']:>12.3f}{interval:>16}"
+        lines.append(
+            f"{row['method']:<12}{row['class']:<12}{values}" + "".join(f"{row[name]:>12.3f}" for name in names)
+        )
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ Needs no training: it compares (point, box) pairs with the true object of each b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from mwsis.core.instances import IGNORE
 
 __all__ = ["LabelQuality"]
 
+NUM_RESAMPLES = 1000
 MIN_OBJECT_POINTS = 5
 """Objects with fewer true points in the camera's image are not scored: one point would decide. Our choice."""
 
@@ -60,13 +62,13 @@ class LabelQuality:
         table = torch.stack([box_label, shared, labelled, wanted], 1)
         self._counts.setdefault(method, []).append(table[counted])
 
-    def rows(self) -> list[dict[str, str | int | float]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Return one row per method and class that has objects, methods in the order they were first added.
 
         Returns:
             ``method``, ``class``, ``objects``; ``point_iou``, ``precision``, ``recall``: means over objects, where an
-            object without labelled points has precision 0; ``pooled_iou``: shared points of all objects over the union
-            of all.
+            object without labelled points has precision 0; ``point_iou_95``: low and high end of the 95 % interval of
+            the first, by bootstrap over objects; ``pooled_iou``: shared points of all objects over the union of all.
         """
         rows = []
         for method, tables in self._counts.items():
@@ -75,18 +77,28 @@ class LabelQuality:
             rows += [self._row(method, label, counts) for label, counts in enumerate(by_class) if len(counts)]
         return rows
 
-    def _row(self, method: str, label: int, counts: Tensor) -> dict[str, str | int | float]:
+    def _row(self, method: str, label: int, counts: Tensor) -> dict[str, Any]:
         _, shared, labelled, wanted = counts.T
         union = labelled + wanted - shared
+        ious = shared / union
         return {
             "method": method,
             "class": self.class_names[label],
             "objects": len(counts),
-            "point_iou": float((shared / union).mean()),
+            "point_iou": float(ious.mean()),
+            "point_iou_95": _interval(ious),
             "precision": float((shared / labelled.clamp(min=1)).mean()),
             "recall": float((shared / wanted).mean()),
             "pooled_iou": float(shared.sum() / union.sum()),
         }
+
+
+def _interval(values: Tensor) -> list[float]:
+    """Return the 2.5 and 97.5 % quantiles of the mean over resamples of (K,) values, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    draws = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(NUM_RESAMPLES))
+    means = torch.stack([values[draw].mean() for draw in draws])
+    return [float(means.quantile(share)) for share in (0.025, 0.975)]
 
 
 def _boxes(truth: FrameTruth, cameras: Sequence[CameraView]) -> tuple[Tensor, Tensor, Tensor]:

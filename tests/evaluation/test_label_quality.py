@@ -101,3 +101,17 @@ def test_a_frame_without_boxes():
     quality = LabelQuality(CLASSES)
     quality.add("boxes", bare, pixels, (camera([]), camera([])), pairs({}))
     assert quality.rows() == []
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_more_objects():
+    quality = LabelQuality(CLASSES)
+    widths = []
+    for count in (2, 40):
+        for number in range(count):
+            quality.add(f"{count}", *scene(), pairs({0: list(range(number % 7 + 1))}))
+        (row,) = (row for row in quality.rows() if row["method"] == f"{count}" and row["class"] == "Vehicle")
+        low, high = row["point_iou_95"]
+        assert low <= row["point_iou"] <= high
+        widths.append(high - low)
+    assert 0 < widths[1] < 0.2
+    assert quality.rows() == quality.rows()

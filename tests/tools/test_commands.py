@@ -87,7 +87,9 @@ def test_label_scores_three_methods(tiny_run, tmp_path):
     label.main(["experiment=smoke", f"data.cache={cache}", f"out={tmp_path}"])
     rows = json.loads((tmp_path / "quality.json").read_text())
     assert {row["method"] for row in rows} == {"frustum", "clustering", "spg", "spg_default"}
-    assert set(rows[0]) == {"method", "class", "objects", "point_iou", "precision", "recall", "pooled_iou"}
+    assert set(rows[0]) == {
+        *("method", "class", "objects", "point_iou", "point_iou_95", "precision", "recall", "pooled_iou")
+    }
     assert len(list((tmp_path / "labels").glob("*.npz"))) == 3
 
 
