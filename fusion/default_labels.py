@@ -84,7 +84,7 @@ def default_labels(frame: Frame, ring_segment_id: Tensor, recipe: LabelRecipe = 
 
     Args:
         frame: N points; never its ``truth``.
-        ring_segment_id: (N,) int64, -1 none (``lidar.rings.ring_segments``).
+        ring_segment_id: (N,) int64 (``lidar.rings.ring_segments``); points with none, -1, pass the ring test.
         recipe: the constants.
 
     Returns:
