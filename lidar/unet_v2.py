@@ -11,28 +11,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lidar.blocks import (
-    BN_EPS,
-    BN_MOMENTUM,
-    ResidualBlock,
-    SparseUNet,
-    bird_eye_unit,
-    decode_level,
-    down_unit,
-    subm_unit,
-    unit,
-    up_unit,
-)
+from lidar.blocks import BN_EPS, BN_MOMENTUM, SparseUNet, bird_eye_unit, down_unit, subm_unit
 from lidar.sparse import sequential
 
 __all__ = ["BN_EPS", "BN_MOMENTUM", "UNetV2"]
-
-# The names under which `fsd_unet.py` takes them from here.
-_Lateral = ResidualBlock
-_decode_level = decode_level
-_subm_unit = subm_unit
-_unit = unit
-_up_unit = up_unit
 
 
 def _down_level(in_channels: int, out_channels: int, level: int, padding: int | Sequence[int] = 1) -> nn.Module:
