@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> None:
     export_run(state, own["ckpt"], Path(own["out"]), own["weights"], {})
 
 
+EXPORTED_NETWORKS = ("unet_v2",)
+
+
 def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metrics: dict[str, Any]) -> None:
     """Export the 3D backbone of a checkpoint and print the files.
 
@@ -52,6 +55,9 @@ def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metric
     run = typed(restore_config(state["config"]))
     if "lidar" not in run.method.branches:
         raise ConfigError(f"{what}: method '{run.method.name}' trained no LiDAR branch, there is no backbone to export")
+    if run.lidar.network not in EXPORTED_NETWORKS:
+        known = ", ".join(EXPORTED_NETWORKS)
+        raise ConfigError(f"{what}: lidar.network={run.lidar.network} cannot be exported yet, only {known}")
     models = dict(zip(("teacher", "student"), load_run(state, run, len(state["class_names"]), what), strict=True))
     lidar = models[weights].lidar
     assert lidar is not None
