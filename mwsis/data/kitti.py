@@ -109,6 +109,7 @@ class KittiSource:
         self.root = _training_folder(Path(root))
         self._frames = _chosen_frames(self.root, frames)
         self._val_frames = _validation_frames(self._frames, 2 if val_frames is None else val_frames)
+        self._segment = {frame_id: self._block(frame_id) for frame_id in self._frames}
 
     def frame_ids(self, split: str) -> list[str]:
         """Return the frames of ``train``, ``val`` or ``all`` (train, then val), each in ascending order.
@@ -130,9 +131,7 @@ class KittiSource:
             DataError: there is no such frame.
         """
         self._require(frame_id)
-        split = "val" if frame_id in self._val_frames else "train"
-        block = int(frame_id) // FRAMES_PER_SEGMENT if frame_id.isdigit() else 0
-        return f"{split}_{block:04d}"
+        return self._segment[frame_id]
 
     def identity(self) -> str:
         """Return a digest of the reader, the folder and the validation frames."""
@@ -145,7 +144,7 @@ class KittiSource:
 
     def segment_fingerprint(self, segment: str) -> str:
         """Return the same of the frames of one segment."""
-        return self._fingerprint([frame_id for frame_id in self._frames if self.segment_of(frame_id) == segment])
+        return self._fingerprint([frame_id for frame_id in self._frames if self._segment[frame_id] == segment])
 
     def unreadable(self, split: str) -> dict[str, str]:
         """Return nothing: files are listed by name, and `check` looks into all of them."""
@@ -202,8 +201,13 @@ class KittiSource:
     def _path(self, folder: str, frame_id: str) -> Path:
         return self.root / folder / f"{frame_id}{FOLDERS[folder]}"
 
+    def _block(self, frame_id: str) -> str:
+        split = "val" if frame_id in self._val_frames else "train"
+        block = int(frame_id) // FRAMES_PER_SEGMENT if frame_id.isdigit() else 0
+        return f"{split}_{block:04d}"
+
     def _require(self, frame_id: str) -> None:
-        if frame_id not in self._frames:
+        if frame_id not in self._segment:
             raise DataError(f"{self.root}: no frame '{frame_id}'{closest_name(frame_id, self._frames)}")
 
 
