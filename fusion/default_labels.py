@@ -22,6 +22,7 @@ from mwsis.core.frame import Frame
 from mwsis.core.geometry import transform_points
 from mwsis.core.ground import height_above_ground
 from mwsis.core.instances import BACKGROUND, IGNORE, PointLabels
+from mwsis.core.segment_ops import segment_median
 
 __all__ = ["DEFAULT", "LabelRecipe", "default_labels"]
 
@@ -168,7 +169,7 @@ class _Claims:
         num = int(component.max()) + 1
         size = torch.bincount(component, minlength=num).double()
         share = torch.zeros_like(size).index_add(0, component, self._scene_share()[rows]) / size
-        depth = _median(self._depth()[rows], component, num)
+        depth = segment_median(self._depth()[rows], component, num)
         owner = torch.zeros(num, dtype=torch.int64, device=rows.device).scatter(0, component, box)
         score = size * share**recipe.share_power * self._distance_factor(depth, owner)
         best = score.new_zeros(self.num_boxes).scatter_reduce(0, owner, score, "amax")
@@ -199,7 +200,7 @@ class _Claims:
     def nearest_first(self, claimed: Tensor) -> Tensor:
         """Return (N,) int64: the box of each point, of several the one whose claim is nearer in the median; -1 none."""
         rows = claimed.nonzero()[:, 0]
-        distance = _median(self.range[self.point[rows]], self.box[rows], self.num_boxes)
+        distance = segment_median(self.range[self.point[rows]], self.box[rows], self.num_boxes)
         order = torch.argsort(distance, stable=True)
         rank = torch.empty_like(order).scatter(0, order, torch.arange(self.num_boxes, device=order.device))
         first = rank.new_full((len(self.xyz),), self.num_boxes)
@@ -281,13 +282,3 @@ def _in_radii(xy: Tensor, radius: Tensor, per_metre: Tensor) -> Tensor:
     scale = torch.where(range_ > bend, 1 / (per_metre * range_.clamp(min=1e-9)), 1 / radius)
     up = (range_ / bend).clamp(min=1).log() / per_metre
     return torch.cat([xy * scale[:, None], up[:, None]], 1)
-
-
-def _median(values: Tensor, ids: Tensor, num: int) -> Tensor:
-    """Return the (num,) lower median of the values of each id; infinity where there is none."""
-    order = torch.argsort(values, stable=True)
-    order = order[torch.argsort(ids[order], stable=True)]
-    counts = torch.bincount(ids, minlength=num)
-    middle = (counts.cumsum(0) - counts) + (counts - 1).clamp(min=0) // 2
-    padded = torch.cat([values[order], values.new_full((1,), torch.inf)])
-    return torch.where(counts > 0, padded[middle.clamp(max=len(values))], torch.inf)

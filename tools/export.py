@@ -15,6 +15,7 @@ from mwsis.core.errors import ConfigError, closest_name
 from mwsis.training.commands import restore_config, run_command, split_arguments
 
 TARGETS = ("openpcdet",)
+EXPORTED_NETWORKS = ("unet_v2",)
 
 
 def main(arguments: list[str]) -> None:
@@ -31,9 +32,6 @@ def main(arguments: list[str]) -> None:
 
     state = read_run_checkpoint(own["ckpt"])
     export_run(state, own["ckpt"], Path(own["out"]), own["weights"], {})
-
-
-EXPORTED_NETWORKS = ("unet_v2",)
 
 
 def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metrics: dict[str, Any]) -> None:

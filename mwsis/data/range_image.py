@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from mwsis.core.segment_ops import segment_median
+
 __all__ = ["azimuth_columns", "ring_problem", "rings_from_elevation", "rings_from_file_order"]
 
 BACKWARD_TOLERANCE = 0.1
@@ -76,7 +78,7 @@ def ring_problem(ring: Tensor, xyz: Tensor, *, num_rings: tuple[int, int], num_c
         return f"{len(counts)} rings instead of {num_rings[0]} to {num_rings[1]}"
     if not bool((counts > 0).all()):
         return f"ring {int(counts.argmin())} has no points"
-    if not bool((_ring_medians(_elevation(xyz), ring, counts).diff() < 0).all()):
+    if not bool((segment_median(_elevation(xyz), ring, len(counts)).diff() < 0).all()):
         return "ring elevations that do not fall from ring to ring"
     oversized = counts[counts > OVERSIZE * num_columns].sum() / counts.sum()
     if oversized > 0.01:
@@ -145,11 +147,3 @@ def _seam(xyz: Tensor, phase: Tensor) -> Tensor:
     best = int((counts + counts.roll(1)).argmax())  # border between this sector and the one before
     offset = torch.remainder(sectors - best + NUM_SECTORS / 2, NUM_SECTORS) - NUM_SECTORS / 2
     return (best + offset[offset.abs() <= 1].median()) * (2 * math.pi / NUM_SECTORS)
-
-
-def _ring_medians(elevation: Tensor, ring: Tensor, counts: Tensor) -> Tensor:
-    """Return the (lower) median elevation of each ring; no ring is empty."""
-    order = torch.argsort(elevation)
-    order = order[torch.argsort(ring[order], stable=True)]
-    starts = counts.cumsum(0) - counts
-    return elevation[order][starts + (counts - 1) // 2]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from mwsis.core.segment_ops import segment_max, segment_mean, segment_sum
+from mwsis.core.segment_ops import segment_max, segment_mean, segment_median, segment_sum
 
 
 def ragged() -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,3 +40,12 @@ def test_gradients():
 def test_one_dimension():
     assert segment_max(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1]), 2).tolist() == [3, 2]
     assert segment_mean(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1]), 2).tolist() == [2, 2]
+
+
+def test_median_equals_loops_and_is_infinite_where_nothing_is():
+    values, ids = ragged()
+    medians = segment_median(values[:, 0], ids, 8)
+    for segment in (0, 1, 2, 3, 5, 6):
+        assert medians[segment] == values[ids == segment, 0].median()  # torch's is the lower one, too
+    assert medians[[4, 7]].tolist() == [torch.inf] * 2
+    assert segment_median(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 2).tolist() == [torch.inf] * 2

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from fusion.default_labels import LabelRecipe
 from mwsis.core.frame import Frame
 from mwsis.core.ground import height_above_ground
+from tests.reference.clustering import connected_components
 from tests.reference.spatial_labels import BACKGROUND, IGNORE, points_in_boxes2d
 
 
@@ -22,17 +24,11 @@ def place(xy: np.ndarray, radius: float, per_metre: float) -> np.ndarray:
 
 
 def clusters(places: dict[int, np.ndarray]) -> list[list[int]]:
-    left, found = sorted(places), []
-    while left:
-        cluster, frontier = [left.pop(0)], 0
-        while frontier < len(cluster):
-            here = places[cluster[frontier]]
-            near = [point for point in left if np.linalg.norm(places[point] - here) < 1]
-            left = [point for point in left if point not in near]
-            cluster += near
-            frontier += 1
-        found.append(sorted(cluster))
-    return found
+    points = sorted(places)
+    if not points:
+        return []
+    component = connected_components(torch.from_numpy(np.stack([places[point] for point in points])), 1.0).tolist()
+    return [[p for p, own in zip(points, component, strict=True) if own == one] for one in range(max(component) + 1)]
 
 
 def lower_median(values: list[float]) -> float:

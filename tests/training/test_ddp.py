@@ -76,7 +76,7 @@ def test_two_processes_train_what_one_trains(tmp_path, compose_tiny, prepare_tin
 
     alone, first, second = (
         read_run_checkpoint(one.checkpoint)["model"],
-        *(torch.load(tmp_path / f"resume-{rank}.pt") for rank in range(2)),
+        *(torch.load(tmp_path / f"resume-{rank}.pt", weights_only=True) for rank in range(2)),
     )
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
