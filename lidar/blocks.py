@@ -1,7 +1,7 @@
-"""What the exported sparse U-Nets share: their units, and a U-Net of four resolutions around any encoder.
+"""What the sparse U-Nets share: their units, the pass down and up (`UNet`), OpenPCDet's decoder (`SparseUNet`).
 
-Attribute names are OpenPCDet's, because they are the keys of the exported files. Not here: the encoders (`unet_v2.py`,
-`res8x_unet.py`, next) and the convolutions themselves (`sparse.py`).
+Attribute names are those of the frameworks that read the weights. Not here: the networks (`unet_v2.py`,
+`res8x_unet.py`, `fsd_unet.py`, next) and the convolutions themselves (`sparse.py`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ __all__ = [
     "BN_MOMENTUM",
     "ResidualBlock",
     "SparseUNet",
+    "UNet",
     "bird_eye_unit",
     "decode_level",
+    "down_level",
     "down_unit",
     "subm_unit",
     "unit",
@@ -88,6 +90,28 @@ def down_unit(in_channels: int, out_channels: int, level: int, padding: int | Se
     """
     down = strided_conv(in_channels, out_channels, kernel=3, stride=2, padding=padding, key=f"spconv{level}")
     return unit(down, out_channels)
+
+
+def down_level(
+    in_channels: int, out_channels: int, level: int, padding: int | Sequence[int] = 1, inner_padding: int = 0
+) -> nn.Module:
+    """Return a convolution that halves the resolution and two that keep the new voxels.
+
+    Args:
+        in_channels: D of the input.
+        out_channels: D of the output.
+        level: the level it leads to.
+        padding: of the first, cells, one number or (z, y, x).
+        inner_padding: of the others; has no effect, see `subm_conv`.
+
+    Returns:
+        A module from `SparseTensor` to `SparseTensor`.
+    """
+    return sequential(
+        down_unit(in_channels, out_channels, level, padding),
+        subm_unit(out_channels, out_channels, level, inner_padding),
+        subm_unit(out_channels, out_channels, level, inner_padding),
+    )
 
 
 def bird_eye_unit(in_channels: int, out_channels: int) -> nn.Module:
@@ -194,7 +218,73 @@ def decode_level(
     return up(replace_feature(merged, merged.features + shortcut))
 
 
-class SparseUNet(nn.Module):
+class UNet(nn.Module):
+    """Levels of an encoder, joined from the coarsest to the finest; a subclass brings the layers.
+
+    Attributes:
+        out_channels: D of what `forward` returns.
+
+    Args:
+        in_channels: features of a voxel.
+        sparse_shape: cells in z, y, x.
+    """
+
+    out_channels: int
+    conv_input: nn.Module
+
+    def __init__(self, in_channels: int, sparse_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.sparse_shape = tuple(int(cells) for cells in sparse_shape)
+        self._build_encoder(in_channels)
+        self._build_decoder()
+
+    def _build_encoder(self, in_channels: int) -> None:
+        raise NotImplementedError
+
+    def _build_decoder(self) -> None:
+        raise NotImplementedError
+
+    def _stages(self) -> list[nn.Module]:
+        """Return what makes each level of the one before, finest first."""
+        raise NotImplementedError
+
+    def _decoder(self, level: int) -> list[nn.Module]:
+        """Return the layers that `decode_level` takes at a level, 1 finest."""
+        raise NotImplementedError
+
+    def forward(self, voxel_features: Tensor, voxel_coords: Tensor, num_frames: int) -> Tensor:
+        """Return a feature of every input voxel.
+
+        Args:
+            voxel_features: (V, in_channels) float32.
+            voxel_coords: (V, 4) int32, [b, z, y, x], each row once, any order.
+            num_frames: B.
+
+        Returns:
+            (V, out_channels) float32, in the order of the input.
+        """
+        if not len(voxel_features):
+            return voxel_features.new_zeros(0, self.out_channels)
+        with sparse_precision(voxel_features.device):
+            levels = self._levels(voxel_features, voxel_coords, num_frames)
+            bottom = levels[-1]
+            for level in range(len(levels), 0, -1):
+                bottom = decode_level(levels[level - 1], bottom, *self._decoder(level))
+        features: Tensor = bottom.features.float()
+        return features
+
+    def _levels(self, voxel_features: Tensor, voxel_coords: Tensor, num_frames: int) -> list[SparseTensor]:
+        tensor = sparse_tensor(voxel_features.float(), voxel_coords, self.sparse_shape, num_frames)
+        tensor = self.conv_input(tensor)
+        levels = []
+        for stage in self._stages():
+            tensor = stage(tensor)
+            levels.append(tensor)
+        return levels
+
+
+class SparseUNet(UNet):
     """An encoder of four resolutions and OpenPCDet's UNetV2 decoder on its levels; a subclass brings the encoder.
 
     ``conv_out`` ends the encoder for a bird's-eye-view detector. `forward` does not run it, so pretraining leaves it at
@@ -203,7 +293,6 @@ class SparseUNet(nn.Module):
     Attributes:
         widths: D of the four levels.
         table: what the neighbour tables of the levels are called, before the level's number.
-        out_channels: D of what `forward` returns.
         bev_channels: D of a cell of height in what `encode` returns.
 
     Args:
@@ -220,7 +309,6 @@ class SparseUNet(nn.Module):
     out_channels = 16
     bev_channels = 128
 
-    conv_input: nn.Module
     conv1: nn.Module
     conv2: nn.Module
     conv3: nn.Module
@@ -228,15 +316,8 @@ class SparseUNet(nn.Module):
     conv_out: nn.Module
 
     def __init__(self, in_channels: int, sparse_shape: Sequence[int], *, train_conv_out: bool = False) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.sparse_shape = tuple(int(cells) for cells in sparse_shape)
-        self._build_encoder(in_channels)
-        self._build_decoder()
+        super().__init__(in_channels, sparse_shape)
         self.conv_out.requires_grad_(train_conv_out)
-
-    def _build_encoder(self, in_channels: int) -> None:
-        raise NotImplementedError
 
     def _build_decoder(self) -> None:
         for level in (4, 3, 2, 1):
@@ -246,27 +327,6 @@ class SparseUNet(nn.Module):
             if level > 1:
                 self.add_module(f"inv_conv{level}", up_unit(width, self.widths[level - 2], level))
         self.conv5 = sequential(subm_unit(self.widths[0], self.out_channels, 1, table=self.table))
-
-    def forward(self, voxel_features: Tensor, voxel_coords: Tensor, num_frames: int) -> Tensor:
-        """Return a feature of every input voxel.
-
-        Args:
-            voxel_features: (V, in_channels) float32.
-            voxel_coords: (V, 4) int32, [b, z, y, x], each row once, any order.
-            num_frames: B.
-
-        Returns:
-            (V, 16) float32, in the order of the input.
-        """
-        if not len(voxel_features):
-            return voxel_features.new_zeros(0, self.out_channels)
-        with sparse_precision(voxel_features.device):
-            levels = self._levels(voxel_features, voxel_coords, num_frames)
-            bottom = levels[-1]
-            for level in (4, 3, 2, 1):
-                bottom = decode_level(levels[level - 1], bottom, *self._decoder(level))
-        features: Tensor = bottom.features.float()
-        return features
 
     def encode(self, voxel_features: Tensor, voxel_coords: Tensor, num_frames: int) -> Tensor:
         """Return the encoder's bird's-eye view, for a detector; `forward` does not need it.
@@ -288,11 +348,5 @@ class SparseUNet(nn.Module):
         names = [f"conv_up_t{level}", f"conv_up_m{level}", f"inv_conv{level}" if level > 1 else "conv5"]
         return [self.get_submodule(name) for name in names]
 
-    def _levels(self, voxel_features: Tensor, voxel_coords: Tensor, num_frames: int) -> list[SparseTensor]:
-        tensor = sparse_tensor(voxel_features.float(), voxel_coords, self.sparse_shape, num_frames)
-        tensor = self.conv_input(tensor)
-        levels = []
-        for stage in (self.conv1, self.conv2, self.conv3, self.conv4):
-            tensor = stage(tensor)
-            levels.append(tensor)
-        return levels
+    def _stages(self) -> list[nn.Module]:
+        return [self.conv1, self.conv2, self.conv3, self.conv4]

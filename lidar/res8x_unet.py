@@ -11,14 +11,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lidar.blocks import ResidualBlock, SparseUNet, bird_eye_unit, down_unit, subm_unit
+from lidar.blocks import ResidualBlock, SparseUNet, UNet, bird_eye_unit, down_unit, subm_unit
 from lidar.encoders import MeanEncoder
-from lidar.grouping import MIN_POINTS, RADII
-from lidar.point_head import PRIOR, PointHead
-from lidar.segmentor import LidarSegmentor
 from lidar.voxelize import Voxelizer
 
-__all__ = ["Res8xUNet", "build_res8x_unet_segmentor"]
+__all__ = ["Res8xUNet", "res8x_unet_parts"]
 
 
 def _down_level(in_channels: int, out_channels: int, level: int, padding: int | Sequence[int] = 1) -> nn.Module:
@@ -60,40 +57,7 @@ class Res8xUNet(SparseUNet):
         self.conv_out = bird_eye_unit(128, self.bev_channels)
 
 
-def build_res8x_unet_segmentor(
-    num_classes: int,
-    voxel_size: Sequence[float],
-    point_cloud_range: Sequence[float],
-    *,
-    hidden: int = 64,
-    prior: float = PRIOR,
-    radii: Sequence[float] = RADII,
-    min_points: int = MIN_POINTS,
-) -> LidarSegmentor:
-    """Return a segmentor around the residual U-Net with mean voxel features.
-
-    Args:
-        num_classes: C.
-        voxel_size: x, y, z, metres.
-        point_cloud_range: x0, y0, z0, x1, y1, z1, metres, vehicle frame.
-        hidden: width of the point head.
-        prior: initial score of each class.
-        radii: grouping radius of each class, metres.
-        min_points: smallest instance.
-
-    Returns:
-        The segmentor with fresh weights (from torch's global generator), in training mode.
-
-    Raises:
-        ConfigError: the range is no whole number of voxels, or there is not one radius per class.
-
-    Example:
-        >>> segmentor = build_res8x_unet_segmentor(3, (0.2, 0.2, 0.2), (-20, -20, -2, 20, 20, 4))
-        >>> len(segmentor.backbone.state_dict())
-        238
-    """
-    voxelizer = Voxelizer(voxel_size, point_cloud_range)
+def res8x_unet_parts(voxelizer: Voxelizer) -> tuple[nn.Module, UNet]:
+    """Return the mean of a voxel's points and the network for a grid."""
     encoder = MeanEncoder()
-    backbone = Res8xUNet(encoder.out_channels, voxelizer.sparse_shape)
-    head = PointHead(backbone.out_channels + 3, num_classes, hidden, prior)
-    return LidarSegmentor(voxelizer, encoder, backbone, head, num_classes, radii=radii, min_points=min_points)
+    return encoder, Res8xUNet(encoder.out_channels, voxelizer.sparse_shape)

@@ -1,27 +1,26 @@
 """The LiDAR branch: points in, class and centre vote of every point out, instances on request.
 
-Its parts come in through the constructor; `build_unet_v2_segmentor` puts the usual ones together. Not here: losses
+Its parts come in through the constructor; `build_lidar_segmentor` puts them together. Not here: losses
 (`point_head.py`), pseudo labels and the teacher (`fusion`), the training loop (`mwsis.training`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lidar.encoders import MeanEncoder
+from lidar.blocks import UNet
 from lidar.grouping import MIN_POINTS, RADII, group_points
 from lidar.point_head import PRIOR, PointHead, decode_votes
-from lidar.unet_v2 import UNetV2
 from lidar.voxelize import VoxelGrid, Voxelizer
 from mwsis.core.batch import PointBatch
 from mwsis.core.errors import ConfigError
 from mwsis.core.instances import PointInstances
 
-__all__ = ["OUT_OF_RANGE_LOGIT", "LidarSegmentor", "PointOutput", "build_unet_v2_segmentor"]
+__all__ = ["OUT_OF_RANGE_LOGIT", "LidarSegmentor", "PointOutput", "build_lidar_segmentor"]
 
 OUT_OF_RANGE_LOGIT = -20.0
 """Class logit of a point that no voxel holds: background, probability 2e-9."""
@@ -140,7 +139,8 @@ class LidarSegmentor(nn.Module):
         )
 
 
-def build_unet_v2_segmentor(
+def build_lidar_segmentor(
+    parts: Callable[[Voxelizer], tuple[nn.Module, UNet]],
     num_classes: int,
     voxel_size: Sequence[float],
     point_cloud_range: Sequence[float],
@@ -150,16 +150,17 @@ def build_unet_v2_segmentor(
     radii: Sequence[float] = RADII,
     min_points: int = MIN_POINTS,
 ) -> LidarSegmentor:
-    """Return a segmentor around OpenPCDet's UNetV2 with mean voxel features.
+    """Return a segmentor around a network.
 
     Args:
+        parts: makes the voxel encoder and the backbone for a grid, such as `lidar.unet_v2.unet_v2_parts`.
         num_classes: C.
-        voxel_size: x, y, z, metres.
-        point_cloud_range: x0, y0, z0, x1, y1, z1, metres, vehicle frame.
-        hidden: width of the point head.
+        voxel_size: x, y, z, metres (MWSIS: .25, .25, .2).
+        point_cloud_range: x0, y0, z0, x1, y1, z1, metres, vehicle frame (MWSIS: -80, -80, -2, 80, 80, 4).
+        hidden: width of the point head (MWSIS: 128).
         prior: initial score of each class.
         radii: grouping radius of each class, metres.
-        min_points: smallest instance.
+        min_points: smallest instance (MWSIS: 1).
 
     Returns:
         The segmentor with fresh weights (from torch's global generator), in training mode.
@@ -168,12 +169,12 @@ def build_unet_v2_segmentor(
         ConfigError: the range is no whole number of voxels, or there is not one radius per class.
 
     Example:
-        >>> segmentor = build_unet_v2_segmentor(3, (0.2, 0.2, 0.2), (-20, -20, -2, 20, 20, 4))
+        >>> from lidar.unet_v2 import unet_v2_parts
+        >>> segmentor = build_lidar_segmentor(unet_v2_parts, 3, (0.2, 0.2, 0.2), (-20, -20, -2, 20, 20, 4))
         >>> len(segmentor.backbone.state_dict())
         168
     """
     voxelizer = Voxelizer(voxel_size, point_cloud_range)
-    encoder = MeanEncoder()
-    backbone = UNetV2(encoder.out_channels, voxelizer.sparse_shape)
+    encoder, backbone = parts(voxelizer)
     head = PointHead(backbone.out_channels + 3, num_classes, hidden, prior)
     return LidarSegmentor(voxelizer, encoder, backbone, head, num_classes, radii=radii, min_points=min_points)

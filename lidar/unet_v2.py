@@ -7,23 +7,14 @@ names are OpenPCDet's, because they are the keys of the exported file. Not here:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
-from lidar.blocks import BN_EPS, BN_MOMENTUM, SparseUNet, bird_eye_unit, down_unit, subm_unit
+from lidar.blocks import BN_EPS, BN_MOMENTUM, SparseUNet, UNet, bird_eye_unit, down_level, subm_unit
+from lidar.encoders import MeanEncoder
 from lidar.sparse import sequential
+from lidar.voxelize import Voxelizer
 
-__all__ = ["BN_EPS", "BN_MOMENTUM", "UNetV2"]
-
-
-def _down_level(in_channels: int, out_channels: int, level: int, padding: int | Sequence[int] = 1) -> nn.Module:
-    """Halve the resolution, then two convolutions at the new one."""
-    return sequential(
-        down_unit(in_channels, out_channels, level, padding),
-        subm_unit(out_channels, out_channels, level),
-        subm_unit(out_channels, out_channels, level),
-    )
+__all__ = ["BN_EPS", "BN_MOMENTUM", "UNetV2", "unet_v2_parts"]
 
 
 class UNetV2(SparseUNet):
@@ -47,7 +38,13 @@ class UNetV2(SparseUNet):
     def _build_encoder(self, in_channels: int) -> None:
         self.conv_input = subm_unit(in_channels, 16, 1, padding=1)
         self.conv1 = sequential(subm_unit(16, 16, 1))
-        self.conv2 = _down_level(16, 32, 2)
-        self.conv3 = _down_level(32, 64, 3)
-        self.conv4 = _down_level(64, 64, 4, padding=(0, 1, 1))
+        self.conv2 = down_level(16, 32, 2)
+        self.conv3 = down_level(32, 64, 3)
+        self.conv4 = down_level(64, 64, 4, padding=(0, 1, 1))
         self.conv_out = bird_eye_unit(64, self.bev_channels)
+
+
+def unet_v2_parts(voxelizer: Voxelizer) -> tuple[nn.Module, UNet]:
+    """Return the mean of a voxel's points and the network for a grid."""
+    encoder = MeanEncoder()
+    return encoder, UNetV2(encoder.out_channels, voxelizer.sparse_shape)

@@ -15,6 +15,7 @@ from fusion.segmentor import MultimodalSegmentor
 from fusion.step import Method, WeightedTerm
 from fusion.transforms import PairedTransform
 from lidar.point_head import semantic_loss
+from lidar.segmentor import build_lidar_segmentor
 from lidar.transforms import RotateScaleFlip
 from mwsis.core.schedule import EMADecay, Ramp
 from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, RunConfig, TermConfig, instantiated
@@ -69,7 +70,8 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
             _set_bn_momentum(camera, run.camera.bn_momentum)
         if "lidar" in run.method.branches:
             torch.manual_seed(run.seed * 10 + LIDAR_SEED)
-            lidar = get_method(NETWORKS[run.lidar.network])(
+            lidar = build_lidar_segmentor(
+                get_method(NETWORKS[run.lidar.network]),
                 num_classes,
                 voxel_size=tuple(run.lidar.voxel_size),
                 point_cloud_range=tuple(run.data.point_cloud_range),

@@ -34,11 +34,11 @@ __all__ = [
 
 BRANCHES = ("camera", "lidar")
 NETWORKS = {
-    "unet_v2": "lidar.segmentor.build_unet_v2_segmentor",
-    "fsd_unet": "lidar.fsd_unet.build_fsd_unet_segmentor",
-    "res8x_unet": "lidar.res8x_unet.build_res8x_unet_segmentor",
+    "unet_v2": "lidar.unet_v2.unet_v2_parts",
+    "fsd_unet": "lidar.fsd_unet.fsd_unet_parts",
+    "res8x_unet": "lidar.res8x_unet.res8x_unet_parts",
 }
-"""Builders of LiDAR networks by name, as import paths: a run is checked before anything heavy is imported."""
+"""What makes encoder and backbone, by name, as import paths: a run is checked before anything heavy is imported."""
 
 PRECISIONS = ("32", "bf16-camera")
 

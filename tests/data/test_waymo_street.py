@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
-import pytest
 import torch
 
 from mwsis.data.street.rays import PairCaster, RayCaster
@@ -14,25 +13,10 @@ from mwsis.data.street.scene import make_scene
 from mwsis.data.waymo.camera import camera_model
 from mwsis.data.waymo.record import CameraName, LidarName
 from mwsis.data.waymo.street_motion import SPIN_SECONDS, column_times
-from tests.data.waymo_street_frames import decoded, far_frame, far_segment, lidar_of, near_frame, near_segment
+from tests.data.waymo_street_frames import decoded, lidar_of
 
 LIDARS = [name for name in LidarName if name != LidarName.UNKNOWN]
 ROAD = 18
-
-
-@pytest.fixture(scope="module")
-def near():
-    return near_segment()
-
-
-@pytest.fixture(scope="module")
-def frame():
-    return near_frame()
-
-
-@pytest.fixture(scope="module")
-def far():
-    return far_segment(), far_frame()
 
 
 def test_range_images_decode_to_what_was_hit(near, frame, far):

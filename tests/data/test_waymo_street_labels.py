@@ -16,24 +16,9 @@ from mwsis.data.waymo.classes import CAMERA_CLASSES, LIDAR_CLASSES
 from mwsis.data.waymo.record import CameraName, LidarName
 from mwsis.data.waymo.street import StreetSegment, StreetSensors, street_records
 from tests.data.waymo_records import difference
-from tests.data.waymo_street_frames import decoded, far_frame, far_segment, lidar_of, near_frame, near_segment
+from tests.data.waymo_street_frames import decoded, lidar_of, near_segment
 
 TINY = {"top": (4, 16), "side": (4, 16), "image_width": 32, "num_slices": 1}
-
-
-@pytest.fixture(scope="module")
-def near():
-    return near_segment()
-
-
-@pytest.fixture(scope="module")
-def frame():
-    return near_frame()
-
-
-@pytest.fixture(scope="module")
-def far():
-    return far_segment(), far_frame()
 
 
 def test_point_labels_and_boxes_count_the_same_points(frame):

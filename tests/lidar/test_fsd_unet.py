@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lidar.fsd_unet import FSDUNet, build_fsd_unet_segmentor, padded_shape
+from lidar.fsd_unet import FSDUNet, fsd_unet_parts, padded_shape
 from lidar.point_head import vote_loss
+from lidar.segmentor import build_lidar_segmentor
 from mwsis.core.batch import PointBatch
 from mwsis.core.errors import ConfigError
 from mwsis.core.instances import BACKGROUND
@@ -40,8 +41,7 @@ def listing() -> dict:
     return json.loads(found.read_text())
 
 
-@pytest.fixture(scope="module")
-def net() -> FSDUNet:
+def make_net() -> FSDUNet:
     """A network whose norms have non-trivial statistics, so that evaluation mode tests them."""
     torch.manual_seed(0)
     net = FSDUNet(64, SHAPE)
@@ -52,6 +52,11 @@ def net() -> FSDUNet:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
     return net.eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> FSDUNet:
+    return make_net()
 
 
 def blob_voxels(num_voxels: int = 500, frames: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -188,33 +193,12 @@ def test_forward_and_backward_equal_the_dense_network(net: FSDUNet, training: bo
         assert float((mine - theirs).norm() / theirs.norm()) < 1e-3, name
 
 
-def test_output_follows_the_order_of_the_voxels(net: FSDUNet) -> None:
-    features, coords = blob_voxels()
-    order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(9))
-    with torch.no_grad():
-        straight = net(features, coords, 2)
-        shuffled = net(features[order], coords[order], 2)
-    assert straight.shape == (len(coords), 64)
-    torch.testing.assert_close(shuffled, straight[order], rtol=1e-4, atol=1e-4 * float(straight.abs().max()))
-
-
-def test_frames_of_a_batch_do_not_touch(net: FSDUNet) -> None:
-    features, coords = blob_voxels()
-    second = coords[:, 0] == 1
-    alone = coords[second].clone()
-    alone[:, 0] = 0
-    with torch.no_grad():
-        together = net(features, coords, 2)[second]
-        apart = net(features[second], alone, 1)
-    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-4 * float(together.abs().max()))
-
-
 def test_no_voxels_give_no_features(net: FSDUNet) -> None:
     assert net(torch.zeros(0, 64), torch.zeros(0, 4, dtype=torch.int32), 1).shape == (0, 64)
 
 
 def test_the_papers_grid_and_head() -> None:
-    segmentor = build_fsd_unet_segmentor(3, PAPER_VOXEL, PAPER_RANGE, min_points=1)
+    segmentor = build_lidar_segmentor(fsd_unet_parts, 3, PAPER_VOXEL, PAPER_RANGE, hidden=128, min_points=1)
     assert segmentor.backbone.sparse_shape == (32, 640, 640)
     assert [tuple(layer.weight.shape) for layer in segmentor.head.shared if isinstance(layer, nn.Linear)] == [
         (128, 67),
@@ -222,7 +206,7 @@ def test_the_papers_grid_and_head() -> None:
     ]
     assert (segmentor.head.classes.out_features, segmentor.head.votes.out_features) == (3, 9)
     with pytest.raises(ConfigError, match="radii: expected 2"):
-        build_fsd_unet_segmentor(2, PAPER_VOXEL, PAPER_RANGE)
+        build_lidar_segmentor(fsd_unet_parts, 2, PAPER_VOXEL, PAPER_RANGE)
 
 
 def scene() -> tuple[PointBatch, Tensor, Tensor]:

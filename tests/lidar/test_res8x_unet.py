@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fusion.step import PretrainingStep
-from lidar.res8x_unet import Res8xUNet, build_res8x_unet_segmentor
+from lidar.res8x_unet import Res8xUNet, res8x_unet_parts
+from lidar.segmentor import build_lidar_segmentor
 from mwsis.core.batch import Batch, ImageBatch, PointBatch
 from mwsis.core.instances import BACKGROUND, PointLabels
 from mwsis.training.build import build_method, build_segmentor
@@ -191,27 +192,6 @@ def test_values_and_gradients_equal_the_dense_network(training: bool) -> None:
         torch.testing.assert_close(ours, twin, rtol=1e-3, atol=1e-3 * scale, msg=lambda text, name=name: name + text)
 
 
-def test_output_follows_the_order_of_the_voxels() -> None:
-    net = make_net().eval()
-    features, coords = blob_voxels()
-    order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(9))
-    with torch.no_grad():
-        straight = net(features, coords, 2)
-        shuffled = net(features[order], coords[order], 2)
-    torch.testing.assert_close(shuffled, straight[order], rtol=1e-4, atol=1e-5)
-
-
-def test_frames_of_a_batch_do_not_touch() -> None:
-    net = make_net().eval()
-    features, coords = blob_voxels()
-    second = coords[:, 0] == 1
-    alone = coords[second].clone()
-    alone[:, 0] = 0
-    with torch.no_grad():
-        together = net(features, coords, 2)[second]
-        torch.testing.assert_close(net(features[second], alone, 1), together, rtol=1e-4, atol=1e-5)
-
-
 def test_training_reaches_every_weight_but_conv_out_and_the_biases() -> None:
     net = Res8xUNet(5, SHAPE)
     features, coords = blob_voxels()
@@ -316,7 +296,7 @@ def test_a_configured_run_builds_it_and_trains_a_step() -> None:
 def test_configured_voxels_are_openpcdets() -> None:
     run = typed(compose_run(["lidar=res8x_unet"]))
     waymo = (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0)
-    segmentor = build_res8x_unet_segmentor(3, run.lidar.voxel_size, waymo)
+    segmentor = build_lidar_segmentor(res8x_unet_parts, 3, run.lidar.voxel_size, waymo)
     assert segmentor.backbone.sparse_shape == (41, 1504, 1504)
 
 

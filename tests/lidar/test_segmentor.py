@@ -7,7 +7,8 @@ import torch
 
 from lidar.grouping import RADII
 from lidar.point_head import decode_votes, semantic_loss, vote_loss
-from lidar.segmentor import OUT_OF_RANGE_LOGIT, LidarSegmentor, build_unet_v2_segmentor
+from lidar.segmentor import OUT_OF_RANGE_LOGIT, LidarSegmentor, build_lidar_segmentor
+from lidar.unet_v2 import unet_v2_parts
 from mwsis.core.batch import PointBatch
 from mwsis.core.errors import ConfigError
 from mwsis.core.instances import BACKGROUND
@@ -18,7 +19,7 @@ RANGE = (-8.0, -8.0, -2.0, 8.0, 8.0, 4.0)
 
 def make_segmentor() -> LidarSegmentor:
     torch.manual_seed(0)
-    return build_unet_v2_segmentor(3, (0.25, 0.25, 0.25), RANGE)
+    return build_lidar_segmentor(unet_v2_parts, 3, (0.25, 0.25, 0.25), RANGE)
 
 
 def scene(seed: int = 0) -> tuple[PointBatch, torch.Tensor, torch.Tensor]:
@@ -93,4 +94,4 @@ def test_predict_carries_no_gradient() -> None:
 
 def test_radii_must_match_the_classes() -> None:
     with pytest.raises(ConfigError, match="radii: expected 2"):
-        build_unet_v2_segmentor(2, (0.25, 0.25, 0.25), RANGE, radii=RADII)
+        build_lidar_segmentor(unet_v2_parts, 2, (0.25, 0.25, 0.25), RANGE, radii=RADII)

@@ -123,27 +123,6 @@ def test_equals_the_dense_network() -> None:
     torch.testing.assert_close(got_bev, want_bev, rtol=1e-4, atol=1e-4 * float(want_bev.abs().max()))
 
 
-def test_output_follows_the_order_of_the_voxels() -> None:
-    net = randomised(UNetV2(5, SHAPE)).eval()
-    features, coords = blob_voxels()
-    order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(9))
-    with torch.no_grad():
-        straight = net(features, coords, 2)
-        shuffled = net(features[order], coords[order], 2)
-    torch.testing.assert_close(shuffled, straight[order], rtol=1e-4, atol=1e-5)
-
-
-def test_frames_of_a_batch_do_not_touch() -> None:
-    net = randomised(UNetV2(5, SHAPE)).eval()
-    features, coords = blob_voxels()
-    second = coords[:, 0] == 1
-    alone = coords[second].clone()
-    alone[:, 0] = 0
-    with torch.no_grad():
-        together = net(features, coords, 2)[second]
-        torch.testing.assert_close(net(features[second], alone, 1), together, rtol=1e-4, atol=1e-5)
-
-
 def test_training_reaches_every_weight_but_conv_out() -> None:
     net = UNetV2(5, SHAPE)
     features, coords = blob_voxels()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,10 @@ import pytest
 
 from mwsis.data import conversion_checks
 from mwsis.data.street import StreetSource
-from mwsis.training.commands import compose_run, run_command
+from mwsis.training.commands import compose_run
 from mwsis.training.config import typed
 from mwsis.training.prepare import build_source, prepare
 from tests.tools.test_commands import kitti_folder
-from tools import convert
 
 STREET = (
     "data.source.train_segments=2",
@@ -24,23 +22,6 @@ STREET = (
     "data.source.image_width=64",
 )
 WAYMO = ("source=street", "segments=1", "val_segments=1", "frames=1", "top=8x32", "side=4x16", "image_width=48")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command in this process; return its exit code, what it printed and what it complained about."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tools/convert.py", "workers=1", *map(str, arguments)])
-        code = 0
-        try:
-            run_command(convert.main, convert.__doc__)
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +20,8 @@ from mwsis.data.waymo import v2
 from mwsis.data.waymo.record import WaymoRecord
 from mwsis.data.waymo.tfrecord import record_spans, write_tfrecord
 from mwsis.data.waymo.v1 import encode_record
-from mwsis.training.commands import run_command
 from tests.data.test_waymo_v1 import laser, matrix, set_type_9
 from tests.data.waymo_drive import TIME, make_drive
-from tools import convert
 
 SECOND = TIME + 100_000
 """Time of the frame that is damaged."""
@@ -127,20 +124,9 @@ def write_v2(folder: Path) -> None:
             cut(path)
 
 
-@pytest.fixture
-def convert_all(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tools/convert.py", "workers=1", *map(str, arguments)])
-        code = 0
-        try:
-            run_command(convert.main, convert.__doc__)
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        lines = captured.err.replace("\r", "\n").split("\n")  # the progress bar returns to the start of its line
-        return code, captured.out, [line for line in lines if line.startswith("skipped: ")]
-
-    return run
+def skipped_in(complaint: str) -> list[str]:
+    """Return the lines about skipped segments; the progress bar returns to the start of its line."""
+    return [line for line in complaint.replace("\r", "\n").split("\n") if line.startswith("skipped: ")]
 
 
 def test_a_giant_is_one():
@@ -151,7 +137,7 @@ def test_a_giant_is_one():
 
 
 @pytest.mark.parametrize(("version", "write", "damages"), [("v1", write_v1, V1), ("v2", write_v2, V2)])
-def test_the_rest_is_converted(convert_all, tmp_path, version, write, damages):
+def test_the_rest_is_converted(command, tmp_path, version, write, damages):
     root, out = tmp_path / "waymo", tmp_path / "out"
     write(root / "training")
     validation = root / "validation"
@@ -160,7 +146,8 @@ def test_the_rest_is_converted(convert_all, tmp_path, version, write, damages):
     else:
         v2.write_segment(validation, iter([make_drive()]))
     arguments = (f"source=waymo_{version}", f"root={root}", f"out={out}")
-    code, said, skipped = convert_all(*arguments)
+    code, said, complaint = command(*arguments)
+    skipped = skipped_in(complaint)
     assert code == 3
     assert len(skipped) == len(damages), "\n".join(skipped)
     for name, (*_, words) in damages.items():
@@ -178,7 +165,7 @@ def test_the_rest_is_converted(convert_all, tmp_path, version, write, damages):
         for path in root.rglob(f"*{name}*"):
             path.unlink()
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*.arrow")}
-    code, said, skipped = convert_all(*arguments)
-    assert (code, skipped) == (0, [])
+    code, said, complaint = command(*arguments)
+    assert (code, skipped_in(complaint)) == (0, [])
     assert "(5 frames, complete)" in said
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.arrow")} == before
