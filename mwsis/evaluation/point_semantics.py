@@ -1,7 +1,7 @@
 """Class IoU of LiDAR points, from label arrays.
 
-Serves predictions and label-only methods alike. Not here: instances (`point_instances.py`) and scores per 2D box
-(`label_quality.py`).
+Serves predictions and label-only methods alike. Not here: instances (`point_instances.py`), scores per 2D box
+(`label_quality.py`) and Waymo's files and classes (`waymo_segmentation.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class PointSemanticEvaluator:
 
     Args:
         class_names: the classes, in the order of the labels.
+        absent_is_right: a class that has neither true nor predicted points scores 1, and the mean is over all classes,
+            as Waymo's tool does.
 
     Example:
         >>> evaluator = PointSemanticEvaluator(("Vehicle", "Pedestrian"))
@@ -29,8 +31,9 @@ class PointSemanticEvaluator:
         0.5
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], absent_is_right: bool = False) -> None:
         self.class_names = tuple(class_names)
+        self.absent_is_right = absent_is_right
         size = len(self.class_names) + 1
         self.confusion = torch.zeros(size, size, dtype=torch.int64)
         """(C+1, C+1) int64, true class by row, predicted class by column, background last; points."""
@@ -57,11 +60,14 @@ class PointSemanticEvaluator:
 
         Returns:
             ``iou/<class>``, NaN for a class with neither true nor predicted points; ``miou``, the mean over the classes
-            that have true points (background is no class), NaN where there are none.
+            that have true points (background is no class), NaN where there are none. With ``absent_is_right`` nothing
+            is NaN and every class is in the mean.
         """
         right = self.confusion.diagonal()[:-1].double()
         true, predicted = self.confusion.sum(1)[:-1], self.confusion.sum(0)[:-1]
         iou = right / (true + predicted - right)
-        present = true > 0
-        scores = {"miou": float(iou[present].mean())}
+        counted = true > 0
+        if self.absent_is_right:
+            iou, counted = iou.nan_to_num(nan=1.0), torch.ones_like(counted)
+        scores = {"miou": float(iou[counted].mean())}
         return scores | {f"iou/{name}": float(value) for name, value in zip(self.class_names, iou, strict=True)}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from mwsis.core.frame import Frame
@@ -73,19 +75,26 @@ class SplitScores:
             found = replace(
                 found, semantic_labels=found.semantic_labels[scored], instance_ids=found.instance_ids[scored]
             )
-            self._instances.add(found, gt)
+            x, y, _ = prediction.frame.points.xyz[prediction.point_index[scored]].unbind(1)
+            self._instances.add(found, gt, torch.hypot(x, y))
             self._semantics.add(found.semantic_labels, gt.semantic_labels)
         for detections, image in zip(prediction.detections or [], truth.images, strict=False):
             if image is not None:
                 self._has_masks = True
                 self._masks.add(detections, self.protocol.image_truth(image))
 
-    def compute(self) -> dict[str, dict[str, float | None] | None]:
-        """Return ``{"camera": ..., "lidar": ...}``; None for a branch that cannot be scored."""
+    def compute(self) -> dict[str, Any]:
+        """Score everything recorded so far.
+
+        Returns:
+            ``camera`` and ``lidar``: a number or None by name of the score; ``lidar_rows``: LiDAR instances by distance
+            from the vehicle frame's vertical axis and by number of points. None for a branch that cannot be scored.
+        """
         points = {**self._instances.compute(), **self._semantics.compute()} if self._has_points else None
         return {
             "camera": _without_nan(self._masks.compute()) if self._has_masks else None,
             "lidar": None if points is None else _without_nan(points),
+            "lidar_rows": self._instances.rows() if self._has_points else None,
         }
 
 

@@ -14,6 +14,7 @@ from mwsis.report.content import (
     Report,
     data_name,
     grouped_digits,
+    headline_network,
     network_scores,
     networks,
     trained_from,
@@ -33,6 +34,7 @@ CAMERA_COLUMNS = {
 LIDAR_COLUMNS = {
     "instance_ap": "Instance AP",
     "instance_ap50": "AP50",
+    "instance_ap75": "AP75",
     "instance_ap25": "AP25",
     "miou": "Point mIoU",
 }
@@ -61,6 +63,7 @@ def scores(report: Report) -> str:
         lead
         + _branch_scores(report, "camera", "Camera: instance masks", CAMERA_COLUMNS)
         + _branch_scores(report, "lidar", "LiDAR: instances and classes of points", LIDAR_COLUMNS)
+        + _bin_scores(report)
     )
 
 
@@ -112,6 +115,28 @@ def _class_scores(report: Report, branch: str) -> str:
     return (
         f'<div class="scroll"><table class="stack"><thead><tr><th scope="col">Class</th>{titles}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _bin_scores(report: Report) -> str:
+    """Return a table of AP50 by distance and by number of points, of the network whose numbers lead."""
+    network = headline_network(report)
+    rows = (report.metrics.get("lidar_rows") or {}).get(network) or ()
+    if not rows:
+        return ""
+    by_key = {(row["bin"], row["class"]): row for row in rows}
+    bins, classes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("bin", "class"))
+    classes.sort(key=lambda name: name == "mean")
+    titles = "".join(f'<th scope="col">{text(name)}</th>' for name in (f"{network}, AP50", "Objects", *classes))
+    lines = ""
+    for name in bins:
+        cells = "".join(bar_cell(number(by_key.get((name, one), {}).get("instance_ap50")), one) for one in classes)
+        count = text(grouped_digits(by_key[name, "mean"]["objects"]))
+        lines += f'<tr><th scope="row">{text(name)}</th><td class="num" data-label="Objects">{count}</td>{cells}</tr>'
+    return (
+        f'<div class="scroll"><table class="stack"><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
+        '<p class="soft">LiDAR instances by distance (of their median point) and by number of points. What lies outside'
+        " a bin counts neither for nor against.</p>"
     )
 
 

@@ -38,3 +38,13 @@ def test_mean_over_classes_that_occur():
     assert math.isnan(scores["iou/Cyclist"])
     assert scores["miou"] == 0.5
     assert math.isnan(PointSemanticEvaluator(CLASSES).compute()["miou"])
+
+
+def test_absent_classes_are_right_on_request():
+    """Waymo's rule: a class that nobody has scores 1, one that is only predicted 0, and all are in the mean."""
+    evaluator = PointSemanticEvaluator(CLASSES, absent_is_right=True)
+    evaluator.add(torch.tensor([0, 1, IGNORE]), torch.tensor([0, BACKGROUND, 0]))
+    scores = evaluator.compute()
+    assert [scores[f"iou/{name}"] for name in CLASSES] == [0.5, 0, 1]
+    assert scores["miou"] == 0.5
+    assert PointSemanticEvaluator(CLASSES, absent_is_right=True).compute()["miou"] == 1
