@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lidar.rings import ring_segments
+from lidar.rings import LOCAL, PUBLISHED, ring_segments
 from mwsis.core.frame import LidarGeometry, PointCloud
 from tests.reference import rings as reference
 
@@ -40,12 +40,13 @@ def same_partition(one: np.ndarray, other: np.ndarray) -> bool:
     return len(pairs) == len(set(one.tolist())) == len(set(other.tolist()))
 
 
+@pytest.mark.parametrize("rule", [PUBLISHED, LOCAL], ids=["published", "local"])
 @pytest.mark.parametrize(("seed", "columns"), [(0, 2650), (1, 300), (2, 2081), (3, 1084)])
-def test_equals_published_rule_on_range_image(seed, columns):
+def test_equals_the_rule_on_a_range_image(seed, columns, rule):
     lidar = LidarGeometry(num_rings=3, num_columns=columns)
     points = random_sweep(seed, lidar, filled=(0.9, 0.3)[seed % 2])
-    segments = ring_segments(points, lidar).numpy()
-    assert same_partition(segments, reference.ring_segments(points, lidar))
+    segments = ring_segments(points, lidar, rule=rule).numpy()
+    assert same_partition(segments, reference.ring_segments(points, lidar, rule=rule))
     assert sorted(set(segments.tolist())) == list(range(segments.max() + 1))
 
 
@@ -120,3 +121,28 @@ def test_same_on_gpu():
     points = random_sweep(6, lidar, 0.9)
     on_gpu = PointCloud(*(getattr(points, name).cuda() for name in points.__dataclass_fields__))
     assert torch.equal(ring_segments(on_gpu, lidar).cpu(), ring_segments(points, lidar))
+
+
+def test_local_rule_joins_across_the_seam_and_the_published_does_not():
+    lidar = LidarGeometry(num_rings=1, num_columns=300)
+    wall = sweep([0] * 4, [0, 1, 298, 299], [0] * 4, [20.0, 20.05, 20.1, 20.05])
+    assert ring_segments(wall, lidar, rule=LOCAL).tolist() == [0, 0, 0, 0]
+    assert ring_segments(wall, lidar, rule=PUBLISHED).tolist() == [0, 0, 1, 1]
+
+
+def test_a_wall_all_around_is_one_segment():
+    lidar = LidarGeometry(num_rings=2, num_columns=500)
+    column = torch.arange(500).repeat(2)
+    ring = torch.arange(2).repeat_interleave(500)
+    segments = ring_segments(sweep(ring, column, torch.zeros(1000), torch.full((1000,), 15.0)), lidar, rule=LOCAL)
+    assert segments.tolist() == [0] * 500 + [1] * 500
+
+
+def test_local_rule_does_not_look_at_the_rest_of_the_beam():
+    lidar = LidarGeometry(num_rings=1, num_columns=2650)
+    near = sweep([0, 0], [100, 101], [0, 0], [10.0, 10.2])
+    far = sweep([0, 0, 0], [100, 101, 900], [0, 0, 0], [10.0, 10.2, 75.0])
+    assert ring_segments(near, lidar).tolist() == [0, 1]
+    assert ring_segments(far, lidar).tolist() == [0, 0, 1], "published: the tolerance is that of 75 m"
+    for points in (near, far):
+        assert ring_segments(points, lidar, rule=LOCAL)[:2].tolist() == [0, 1]
