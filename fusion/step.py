@@ -1,7 +1,8 @@
 """One training step, in the order of the paper: teacher, labels, losses. Read this file first.
 
     camera student   FCOS + projection + colour pairs from 2D boxes; from `start` on also the teacher's masks (IPG)
-    LiDAR student    focal + centre votes on spatial labels (SPG), corrected by the teacher's vote history (PVC)
+    LiDAR student    focal + centre votes on spatial labels (SPG), corrected by the teacher's vote history (PVC) and,
+                     on request, by ring segments (RSC)
     cross-modal      LiDAR teacher -> camera student, camera teacher -> LiDAR student on point-pixel pairs (CSCS)
 
 No optimiser, no checkpoint, no configuration file: those are `mwsis.training`. The labels made from boxes come in with
@@ -23,8 +24,9 @@ from camera.sources import DenseTarget, PositiveAggregation
 from camera.terms import MaskContext
 from fusion.correspondence import point_pixel_pairs
 from fusion.distillation import camera_to_lidar, class_maps, lidar_to_camera
+from fusion.ring_correction import correct_by_ring_segment
 from fusion.segmentor import MultimodalSegmentor
-from fusion.vote_history import VoteHistory, correct_labels, votes_from_prob
+from fusion.vote_history import DEPTH, VoteHistory, correct_labels, votes_from_prob
 from lidar.point_head import semantic_loss, vote_loss
 from lidar.segmentor import PointOutput
 from mwsis.core.batch import Batch
@@ -57,7 +59,9 @@ class Method:
         mask_source: makes camera pseudo masks from the teacher's positives; None = none.
         lidar_to_camera, camera_to_lidar: weight of the distillation over the run; None = off.
         record_votes_from: progress from which the teacher's point votes are stored; None = never.
-        correct_votes_from: progress from which unanimous votes override spatial labels.
+        correct_votes_from: progress from which agreeing votes override spatial labels.
+        votes_agreeing, votes_looked_at: so many of a point's last votes must agree (PVC: 4 of 4).
+        correct_segments_of: classes whose labels are made uniform within ring segments (RSC), from the first step.
         masks_per_image: mask samples of one image (CondInst: 64).
         semantic: class loss of the points, with its constants bound.
         vote_weight: of the centre votes (MWSIS section 3.7: 1).
@@ -70,6 +74,9 @@ class Method:
     camera_to_lidar: Ramp | None = None
     record_votes_from: float | None = None
     correct_votes_from: float = 1.0
+    votes_agreeing: int = DEPTH
+    votes_looked_at: int = DEPTH
+    correct_segments_of: tuple[int, ...] = ()
     masks_per_image: int = 64
     semantic: Callable[..., Tensor] = semantic_loss
     vote_weight: float = 1.0
@@ -258,10 +265,20 @@ class PretrainingStep(nn.Module):
         return self.method.mask_source(masks, cls_prob, iou, sampled.gt_index, sampled.num_gt)
 
     def _corrected_labels(self, batch: Batch, progress: float) -> PointLabels:
-        if self.vote_history is None or progress < self.method.correct_votes_from:
-            return batch.pseudo
-        votes = [self.vote_history.unanimous(frame, rows) for frame, rows, _ in self._frames(batch)]
-        return correct_labels(batch.pseudo, torch.cat(votes).to(batch.pseudo.semantic_labels.device))
+        """Return the labels to train on: the batch's, corrected by votes, these corrected by ring segments.
+
+        Either way a point whose class changes leaves its instance, whose centroid is then that of the points that
+        stay, and a point that gains a class has no centre to vote for.
+        """
+        pseudo = batch.pseudo
+        if self.vote_history is not None and progress >= self.method.correct_votes_from:
+            wanted = self.method.votes_agreeing, self.method.votes_looked_at
+            votes = [self.vote_history.agreed(frame, rows, *wanted) for frame, rows, _ in self._frames(batch)]
+            pseudo = correct_labels(pseudo, torch.cat(votes).to(pseudo.semantic_labels.device))
+        if self.method.correct_segments_of:
+            segments, classes = batch.points.ring_segment_id, self.method.correct_segments_of
+            pseudo = correct_labels(pseudo, correct_by_ring_segment(pseudo.semantic_labels, segments, classes))
+        return pseudo
 
     def _record_votes(self, batch: Batch, taught: PointOutput, progress: float) -> None:
         record = self.method.record_votes_from

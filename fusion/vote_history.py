@@ -28,13 +28,15 @@ NIBBLE_OF_VOTE = 3
 """Vote -2 (background), -1 (ignore), c is kept as the nibble 1, 2, 3 + c; 0 means never observed."""
 MAX_CLASSES = 13
 """Nibbles 3 to 15."""
-ALL_FOUR = 0x1111
+EVERY_NIBBLE = 0x1111
+DEPTH = 4
+"""Votes kept of each point (MWSIS, PVC)."""
 HEADER = np.dtype([("magic", "<i8"), ("num_points", "<i8"), ("num_frames", "<i8"), ("num_pushes", "<i8")])
 MAGIC = 0x53455456_53495357
 
 
 class VoteHistory:
-    """The last four teacher votes of every point of every frame.
+    """The last `DEPTH` teacher votes of every point of every frame.
 
     Use: `reset` when a training starts anew, `load_state_dict` when it resumes, `push` after each step; put
     `state_dict` into each checkpoint and call `commit` once that checkpoint is safely on disk. Votes are stored, not
@@ -94,21 +96,30 @@ class VoteHistory:
         self._pending[frame_index] = code.to(torch.int16)
         self._num_pushes += 1
 
-    def unanimous(self, frame_index: int, point_index: Tensor) -> Tensor:
-        """Return the vote on which all four visits of a point agree.
+    def agreed(self, frame_index: int, point_index: Tensor, at_least: int = DEPTH, of: int = DEPTH) -> Tensor:
+        """Return the vote on which enough of a point's last visits agree.
 
         Args:
             frame_index: index of the frame in the data set.
             point_index: (n,) int64, rows of the stored frame.
+            at_least: visits that must agree; more than half of ``of``, so that one vote at most can win.
+            of: newest visits looked at, 1 to `DEPTH`. A visit that never was agrees with nothing.
 
         Returns:
-            (n,) int64 on the device of ``point_index``: class or `BACKGROUND`; `IGNORE` where fewer than four visits
-            were seen, where they differ, or where they agree on no vote.
+            (n,) int64 on the device of ``point_index``: class or `BACKGROUND`; `IGNORE` where too few visits agree,
+            where there were too few, or where they agree on no vote.
+
+        Complexity: O(n (of - at_least + 1)).
+
+        Source: MWSIS (AAAI 2024), PVC: 4 of 4. *Generalised* to k of n.
         """
+        assert of < 2 * at_least <= 2 * of <= 2 * DEPTH
         code = self._code(frame_index)[point_index.cpu()]
-        newest = code & 15
-        agreed = (code == newest * ALL_FOUR) & (newest > 0)
-        votes = torch.where(agreed, newest - NIBBLE_OF_VOTE, IGNORE)
+        winner = torch.zeros_like(code)
+        for age in range(of - at_least + 1):  # a vote that is in none of these nibbles cannot win any more
+            nibble = code >> 4 * age & 15
+            winner = torch.where(_num_equal(code, nibble, of) >= at_least, nibble, winner)
+        votes = torch.where(winner > 0, winner - NIBBLE_OF_VOTE, IGNORE)
         return votes.to(point_index.device, torch.int64)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -217,6 +228,15 @@ class VoteHistory:
         )
 
 
+def _num_equal(code: Tensor, nibble: Tensor, of: int) -> Tensor:
+    """Return how many of the lowest ``of`` nibbles of each code equal its ``nibble``."""
+    differing = code ^ nibble * EVERY_NIBBLE
+    differing |= differing >> 1
+    differing |= differing >> 2
+    differing &= EVERY_NIBBLE & (1 << 4 * of) - 1  # one bit for each nibble that differs
+    return of - (differing * EVERY_NIBBLE >> 12 & 15)
+
+
 def votes_from_prob(prob: Tensor) -> Tensor:
     """Turn class probabilities into votes.
 
@@ -234,15 +254,16 @@ def votes_from_prob(prob: Tensor) -> Tensor:
 
 
 def correct_labels(pseudo: PointLabels, votes: Tensor) -> PointLabels:
-    """Replace labels by unanimous votes, in both directions between object and background.
+    """Replace labels by votes, in both directions between object and background.
 
     Args:
         pseudo: N labels made from 2D boxes.
-        votes: (N,) int64 of `VoteHistory.unanimous`; `IGNORE` leaves the label.
+        votes: (N,) int64, of the teacher (`VoteHistory.agreed`) or of the ring segments (`correct_by_ring_segment`);
+            `IGNORE` leaves the label.
 
     Returns:
         N labels. A relabelled point loses its instance unless its class stays the same; it gains none, so it has no
-        centre to vote for. A point that was `IGNORE` becomes supervised.
+        centre to vote for. A point that was `IGNORE` and has a vote becomes supervised.
 
     Source: MWSIS (AAAI 2024), PVC.
     """

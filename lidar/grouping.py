@@ -1,12 +1,12 @@
 """From class probabilities and centre votes to instances, exactly and without a custom operator.
 
-Not here: the connected components themselves (`mwsis.core.clustering`), and the correction of predictions by ring
-segments (`fusion.ring_correction`).
+Not here: the connected components themselves (`mwsis.core.clustering`), and how classes may be corrected before they
+are grouped (`fusion.ring_correction`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,12 +34,13 @@ def group_points(
     num_frames: int,
     radii: Sequence[float] = RADII,
     min_points: int = MIN_POINTS,
+    relabel: Callable[[Tensor], Tensor] | None = None,
 ) -> list[PointInstances]:
     """Return the instances of each frame.
 
-    A point takes its most probable class if that exceeds 0.5. Points of one class and frame, moved by their vote,
-    belong together when a chain of steps strictly shorter than the class's radius joins them; height does not count.
-    A group smaller than ``min_points`` keeps its class but is no instance.
+    A point takes its most probable class if that exceeds 0.5. Points of one class and frame, moved by their vote of
+    that class, belong together when a chain of steps strictly shorter than the class's radius joins them; height does
+    not count. A group smaller than ``min_points`` keeps its class but is no instance.
 
     Args:
         xyz: (N, 3) float32, metres, vehicle frame.
@@ -50,6 +51,7 @@ def group_points(
         radii: metres, one per class.
         min_points: smallest instance. Published: 1; here 3, because an object of one or two points cannot be told
             from a stray return: *generalised*.
+        relabel: corrects the classes before they are grouped; from (N,) int64 to (N,) int64, class or `BACKGROUND`.
 
     Returns:
         B sets; instances are numbered by class, then by first point. An instance's score is the mean probability of
@@ -60,10 +62,12 @@ def group_points(
     """
     probability, label = class_prob.max(1)
     semantic_labels = torch.where(probability > FOREGROUND, label, torch.full_like(label, BACKGROUND))
+    if relabel is not None:
+        semantic_labels = relabel(semantic_labels)
     component, labels = _components(xyz, semantic_labels, vote_offsets, batch_index, radii)
     component, labels = _drop_small(component, labels, min_points)
-    member = component >= 0
-    scores = segment_mean(probability[member], component[member], len(labels))
+    member = (component >= 0).nonzero()[:, 0]
+    scores = segment_mean(class_prob[member, semantic_labels[member]], component[member], len(labels))
     return [
         _of_frame(semantic_labels[frame], component[frame], labels, scores)
         for frame in (batch_index == index for index in range(num_frames))

@@ -118,11 +118,12 @@ class LidarSegmentor(nn.Module):
         return torch.cat([voxel_features[voxel], offset], 1)
 
     @torch.no_grad()
-    def predict(self, points: PointBatch) -> list[PointInstances]:
+    def predict(self, points: PointBatch, relabel: Callable[[Tensor], Tensor] | None = None) -> list[PointInstances]:
         """Return the instances of each frame; the caller chooses ``eval()``.
 
         Args:
             points: N points of B frames.
+            relabel: corrects the points' classes before they are grouped (`lidar.grouping.group_points`).
 
         Returns:
             B sets, points in the order of the batch.
@@ -136,6 +137,7 @@ class LidarSegmentor(nn.Module):
             points.num_frames,
             self.radii,
             self.min_points,
+            relabel,
         )
 
 

@@ -1,80 +1,197 @@
 """Label LiDAR points from 2D boxes, without any training.
 
     uv run tools/label.py data=kitti data.root=FOLDER out=DIR
-    uv run tools/label.py data=street out=DIR
+    uv run tools/label.py data=street out=DIR method=spg
 
-Writes DIR/labels/<frame>.npz (semantic_labels: class, -2 background, -1 ignore; instance_ids: running box index or -1)
-and, when the data set has ground truth, DIR/quality.json: the point IoU of three label-only methods per class.
-Exit code: 0 done, 2 wrong input (one sentence says what).
+method= says how, by default as the configuration does (spg_default): frustum (every point in a box), clustering (the
+largest cluster of each box), spg (MWSIS as published), spg_default (ours). It stands for settings of method.* and
+cannot be given together with method.labels, method.spg or method.spg_rings.
+
+Writes one DIR/labels/<frame>.label per frame, little-endian uint32 per point in the order of the sweep: class in the
+low 16 bits (0 unlabelled, 1 other, 2 and on the classes), 1 + index of the 2D box in the high 16 bits (0 none). What
+the codes mean, how the labels were made and from what is in DIR/labels/labels.json, which is written last.
+mwsis.data.label_files.read_labels reads a file.
+
+When the data set has ground truth, all four methods are scored: DIR/quality.json, per class and by range and size of
+the objects, and DIR/quality.png, the worst objects of the method that was written. tolerant_iou leaves out points up to
+.2 m outside an object's 3D box or in its lowest .1 m; semantic_iou is over all points of a class, in all frames.
+
+Exit code: 0 done, 2 wrong input (one sentence says what), 130 interrupted; the same command starts again and finds what
+was read and labelled before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mwsis.core.errors import ConfigError, closest_name
 from mwsis.training.commands import compose_run, progress_line, run_command, split_arguments
+from tools.convert import LICENCE_NOTE
 
 if TYPE_CHECKING:
-    from mwsis.data.label_cache import FrameLabels
+    from mwsis.evaluation.label_quality import LabelQuality, ObjectScore
+    from mwsis.training.config import MethodConfig, RunConfig
+    from mwsis.training.prepare import Split
+
+OWN = {"out": "", "method": "null"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "frustum": {"spg": False},
+    "clustering": {"spg": True, "spg_rings": False, "labels": "published"},
+    "spg": {"spg": True, "spg_rings": True, "labels": "published"},
+    "spg_default": {"spg": True, "spg_rings": True, "labels": "default"},
+}
+"""What each label method is in the run configuration, under ``method``."""
+NUM_SHOWN = 12
+SCORES = ("precision", "recall", "pooled_iou", "semantic_iou")
 
 
 def main(arguments: list[str]) -> None:
-    """Read, label, score, write."""
-    own, overrides = split_arguments(arguments, {"out": ""})
-    config = compose_run(overrides)
+    """Read, label, write, score."""
+    own, overrides = split_arguments(arguments, OWN)
+    config = compose_run([*overrides, *settings_of(own["method"], overrides)])
+    out = Path(own["out"])
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out={out}: expected a folder, got a file")
 
-    from mwsis.core.files import write_json
+    from mwsis.data.label_files import LabelWriter
+    from mwsis.evaluation.label_quality import LabelQuality
     from mwsis.training.config import typed
-    from mwsis.training.evaluate import label_quality
-    from mwsis.training.prepare import build_source, prepare
+    from mwsis.training.prepare import build_source, importing, prepare
 
     run = typed(config)
-    out = Path(own["out"])
-    prepared = prepare(run, build_source(run), progress_line)
-    names, radii = prepared.source.class_names, tuple(run.data.radii)
-    frames, labels = [], []
-    for split in (prepared.train, prepared.val):
-        frames += list(split.frames)
-        labels += list(split.labels)
-    for done, (frame, made) in enumerate(zip(frames, labels, strict=True), 1):
-        write_labels(out / "labels" / f"{frame.frame_id}.npz", made)
-        progress_line("write labels", done, len(frames))
-    rows = label_quality(frames, labels, names, radii)
-    print(f"labels: {out / 'labels'} ({len(frames)} frames, from 2D boxes only)")
-    if rows:
-        write_json(out / "quality.json", rows)
-        print(table(rows))
-        print(f"quality: {out / 'quality.json'}")
+    with importing("mwsis.training.evaluate"):
+        prepared = prepare(run, build_source(run), progress_line)
+
+    from mwsis.training.evaluate import score_labels
+
+    source, method, splits = prepared.source, method_of(run.method), [prepared.train]
+    if run.data.val_split != run.data.train_split:
+        splits.append(prepared.val)
+    for name in ("quality.json", "quality.png"):
+        (out / name).unlink(missing_ok=True)
+    writer, quality = LabelWriter(out / "labels", source.class_names), LabelQuality(source.class_names)
+    total, done = sum(len(split.frames) for split in splits), 0
+    for split in splits:
+        for frame, made in zip(split.frames, split.labels, strict=True):
+            writer.add(frame.frame_id, made.pseudo)
+            score_labels(quality, frame, made, tuple(run.data.radii))
+            done += 1
+            progress_line("write labels", done, total)
+    writer.finish(facts_of(run, method, source))
+    print(f"labels: {out / 'labels'} ({total} frames, {method}, from 2D boxes only)")
+    write_quality(quality, method, splits, run, out)
+    if source.name.startswith("waymo"):
+        print(LICENCE_NOTE)
 
 
-def write_labels(path: Path, made: FrameLabels) -> None:
-    """Write one frame's pseudo labels: semantic_labels and instance_ids, int64, rows as in the sweep."""
-    import numpy as np
+def settings_of(method: str, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of the run configuration that a label method stands for; none for "null"."""
+    if method == "null":
+        return []
+    if method not in SETTINGS:
+        raise ConfigError(f"method={method}: no such way to label points{closest_name(method, SETTINGS)}")
+    decided = {f"method.{key}" for settings in SETTINGS.values() for key in settings}
+    for override in overrides:
+        if override.lstrip("+").partition("=")[0] in decided:
+            raise ConfigError(f"{override} and method={method} both say how to label points; give one of them")
+    return [f"method.{key}={value}" for key, value in SETTINGS[method].items()]
 
+
+def method_of(method: MethodConfig) -> str:
+    """Return the label method that a configuration asks for, one that `prepare` has taken."""
+    asked = asdict(method)
+    return next(name for name, settings in SETTINGS.items() if settings.items() <= asked.items())
+
+
+def facts_of(run: RunConfig, method: str, source: Any) -> dict[str, Any]:
+    """Return what ``labels.json`` says about the origin of the labels."""
+    from fusion.default_labels import DEFAULT
+    from fusion.spatial_labels import CLEAN_SHARE, LEAVING_SHARE
+
+    clusters = {"radii": run.data.radii}
+    constants = {
+        "frustum": {},
+        "clustering": clusters,
+        "spg": {**clusters, "clean_share": CLEAN_SHARE, "leaving_share": LEAVING_SHARE},
+        "spg_default": asdict(DEFAULT),
+    }
+    facts: dict[str, Any] = {
+        "source": {"name": source.name, "fingerprint": source.fingerprint()},
+        "method": {"name": method, "constants": constants[method]},
+    }
+    if source.name.startswith("waymo"):
+        facts["licence"] = LICENCE_NOTE.removeprefix("note: ")
+    return facts
+
+
+def write_quality(quality: LabelQuality, method: str, splits: Sequence[Split], run: RunConfig, out: Path) -> None:
+    """Write and print the scores, and draw the worst objects of a method; nothing without ground truth."""
+    from mwsis.core.files import write_json
+
+    rows, scores = quality.rows(), quality.objects(method)
+    if not rows:
+        return
+    draw_worst(scores, method, splits, run, out / "quality.png")
+    write_json(
+        out / "quality.json",
+        {
+            "rows": rows,
+            "by_range": quality.rows("range"),
+            "by_points": quality.rows("points"),
+            "worst": {"method": method, "objects": [asdict(score) for score in scores[:NUM_SHOWN]]},
+        },
+    )
+    print(table(rows))
+    print(f"quality: {out / 'quality.json'}, worst objects: {out / 'quality.png'}")
+
+
+def draw_worst(scores: Sequence[ObjectScore], method: str, splits: Sequence[Split], run: RunConfig, path: Path) -> None:
+    """Draw the first objects of a list on one sheet."""
     from mwsis.core.files import atomic_write
+    from mwsis.report.label_pictures import draw_object, draw_sheet
+    from mwsis.training.evaluate import LABEL_METHODS
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pseudo = made.pseudo
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file, semantic_labels=pseudo.semantic_labels.numpy(), instance_ids=pseudo.instance_ids.numpy()
-        )
+    places = {name: (split, row) for split in splits for row, name in enumerate(split.frames.frame_ids)}
+    pictures = []
+    for score in scores[:NUM_SHOWN]:
+        split, row = places[score.frame_id]
+        frame, made = split.frames[row], split.labels[row]
+        pairs = LABEL_METHODS[method](frame, made.ring_segment_id, tuple(run.data.radii))
+        pictures.append(draw_object(frame, pairs, score))
+    title = f"{run.data.name}, labelled by {method}: the {len(pictures)} worst of {len(scores)} objects"
+    with atomic_write(path) as unfinished:
+        draw_sheet(title, pictures).save(unfinished)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the quality rows as aligned text."""
-    names = ("precision", "recall", "pooled_iou")
-    head = f"{'method':<12}{'class':<12}{'objects':>8}{'point_iou':>12}{'95 % interval':>16}"
-    lines = [head + "".join(f"{name:>12}" for name in names)]
-    for row in rows:
-        low, high = row["point_iou_95"]
-        interval = f"{low:.3f} - {high:.3f}"
-        values = f"{row['objects']:>8}{row['point_iou']:>12.3f}{interval:>16}"
-        lines.append(
-            f"{row['method']:<12}{row['class']:<12}{values}" + "".join(f"{row[name]:>12.3f}" for name in names)
-        )
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the quality rows as aligned text, and below those of each method the mean of its classes."""
+    head = f"{'method':<12}{'class':<12}{'objects':>8}{'point_iou':>11}{'95 % interval':>16}{'tolerant_iou':>14}"
+    lines = [head + "".join(f"{name:>14}" for name in SCORES)]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        of_method = [row for row in rows if row["method"] == method]
+        lines += [line(row) for row in [*of_method, mean_row(of_method)]]
     return "\n".join(lines)
+
+
+def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean over the classes of a method; a score that a class lacks has none."""
+    mean = {"method": rows[0]["method"], "class": "mean", "objects": sum(row["objects"] for row in rows)}
+    for name in ("point_iou", "tolerant_iou", *SCORES):
+        values = [row[name] for row in rows]
+        mean[name] = None if None in values else sum(values) / len(values)
+    return mean
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return one row of the table."""
+    interval = " - ".join(f"{end:.3f}" for end in row.get("point_iou_95", ()))
+    start = f"{row['method']:<12}{row['class']:<12}{row['objects']:>8}{row['point_iou']:>11.3f}{interval:>16}"
+    return start + "".join(
+        f"{'-' if row[name] is None else f'{row[name]:.3f}':>14}" for name in ("tolerant_iou", *SCORES)
+    )
 
 
 if __name__ == "__main__":

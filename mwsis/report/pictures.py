@@ -163,8 +163,8 @@ def draw_image(
         detections: predicted masks, boxes and scores on ``image``; those below ``min_score`` are left out.
         truth: ground-truth masks on ``image``.
         pixel_uv: (P, 2) float32, pixels of projected points, u = column, v = row, centres at +0.5.
-        point_values: (P,) what colours the points: floating point is a depth in metres, int64 a class, `BACKGROUND`
-            or `IGNORE`.
+        point_values: what colours the points: (P,) floating point is a depth in metres, (P,) int64 a class,
+            `BACKGROUND` or `IGNORE`, (P, 3) uint8 the colours themselves, the later drawn over the earlier.
         min_score: in [0, 1].
 
     Returns:
@@ -271,7 +271,9 @@ class _Canvas:
 
     def points(self, pixel_uv: Tensor, values: Tensor) -> None:
         """Draw points as small discs: the far ones first, background below objects."""
-        if values.is_floating_point():
+        if values.ndim == 2:
+            colours, order, strong = values.numpy(), torch.arange(len(values)), np.ones(len(values), dtype=bool)
+        elif values.is_floating_point():
             colours, order = depth_colours(values), (-values).argsort(stable=True)
             strong = np.ones(len(values), dtype=bool)
         else:

@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 import torch
-from hydra.utils import get_method
+from hydra.utils import get_class, get_method
 from torch import nn
 
 from camera.segmentor import build_condinst
@@ -17,10 +17,11 @@ from fusion.transforms import PairedTransform
 from lidar.point_head import semantic_loss
 from lidar.segmentor import build_lidar_segmentor
 from lidar.transforms import RotateScaleFlip
+from mwsis.core.errors import ConfigError, closest_name
 from mwsis.core.schedule import EMADecay, Ramp
 from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, RunConfig, TermConfig, instantiated
 
-__all__ = ["build_method", "build_segmentor", "build_transform"]
+__all__ = ["build_method", "build_segmentor", "build_transform", "optim_settings", "ring_classes"]
 
 CAMERA_SEED, LIDAR_SEED = 1, 2
 
@@ -85,7 +86,12 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
 
 
 def build_method(run: RunConfig) -> Method:
-    """Return the method's terms, sources and schedules."""
+    """Return the method's terms, sources and schedules.
+
+    Raises:
+        ConfigError: a term cannot be made, or the data set has no such class (`ring_classes`).
+    """
+    segment_classes = ring_classes(run)
     config = run.method
     both = "camera" in config.branches and "lidar" in config.branches
     terms = {
@@ -100,6 +106,9 @@ def build_method(run: RunConfig) -> Method:
         camera_to_lidar=_ramp(config.camera_to_lidar) if both and config.camera_to_lidar.enabled else None,
         record_votes_from=config.pvc_record if config.pvc and "lidar" in config.branches else None,
         correct_votes_from=config.pvc_start,
+        votes_agreeing=config.pvc_agree,
+        votes_looked_at=config.pvc_of,
+        correct_segments_of=segment_classes if config.rsc_labels else (),
         masks_per_image=run.camera.masks_per_image,
         semantic=partial(
             semantic_loss,
@@ -111,6 +120,23 @@ def build_method(run: RunConfig) -> Method:
         vote_weight=run.lidar.vote_weight,
         ema_decay=EMADecay(_ema_maximum(run), config.ema_ramp) if config.ema else None,
     )
+
+
+def ring_classes(run: RunConfig) -> tuple[int, ...]:
+    """Return the classes that ring segments correct, where the method asks for that; else none.
+
+    Needs the data set's class only, none of its files: a checkpoint is loaded on machines that have no data.
+
+    Raises:
+        ConfigError: the data set has no class of a name in ``method.rsc_classes``.
+    """
+    if not (run.method.rsc or run.method.rsc_labels):
+        return ()
+    known = list(get_class(run.data.source["_target_"]).class_names)  # type: ignore[attr-defined]
+    for name in run.method.rsc_classes:
+        if name not in known:
+            raise ConfigError(f"method.rsc_classes: {run.data.name} has no class '{name}'{closest_name(name, known)}")
+    return tuple(known.index(name) for name in run.method.rsc_classes)
 
 
 def optim_settings(run: RunConfig) -> dict[str, BranchOptimConfig]:

@@ -41,6 +41,8 @@ NETWORKS = {
 """What makes encoder and backbone, by name, as import paths: a run is checked before anything heavy is imported."""
 
 PRECISIONS = ("32", "bf16-camera")
+VOTES_KEPT = 4
+"""Of each point; `fusion.vote_history.DEPTH`, which a check before anything heavy is imported cannot read."""
 
 
 @dataclass
@@ -196,8 +198,11 @@ class MethodConfig:
     ipg: bool = True
     # point voting correction from the teacher's history
     pvc: bool = True
-    # ring-segment correction of predictions at test time (published: off)
+    # ring-segment correction of predictions at test time, of pseudo labels at training time (published: both off), and
+    # of which classes (published: without pedestrians)
     rsc: bool = False
+    rsc_labels: bool = False
+    rsc_classes: list[str] = field(default_factory=lambda: ["Vehicle", "Cyclist"])
     cscs: CrossModalConfig = field(default_factory=CrossModalConfig)
     # EMA decay = min(1 - 1 / (window * steps), 1 - exp(-progress / ramp)), both fractions of the run
     # (published: decay .999 of 71,088 steps = window .014)
@@ -206,6 +211,9 @@ class MethodConfig:
     # the teacher's point votes are recorded from here (published: 0), corrections from them start at pvc_start
     pvc_record: float = 0.0
     pvc_start: float = 0.5
+    # a point is corrected when so many of its last so many votes, 4 at most, are the same (published: 4 of 4)
+    pvc_agree: int = 4
+    pvc_of: int = 4
     # `_target_` of the source of camera pseudo masks
     mask_source: Any = None
     camera_terms: dict[str, TermConfig] = field(default_factory=dict)
@@ -297,11 +305,28 @@ def typed(config: DictConfig) -> RunConfig:
         raise ConfigError(f"data.pad_to: expected height and width, multiples of 32, or null, got {pad_to}")
     if run.data.cameras_per_frame is not None and run.data.cameras_per_frame < 1:
         raise ConfigError(f"data.cameras_per_frame: expected at least 1 or null, got {run.data.cameras_per_frame}")
-    if "lidar" not in run.method.branches and run.method.cscs.lidar_to_camera:
-        raise ConfigError("method.cscs.lidar_to_camera=true needs 'lidar' in method.branches")
-    if "camera" not in run.method.branches and run.method.cscs.camera_to_lidar:
-        raise ConfigError("method.cscs.camera_to_lidar=true needs 'camera' in method.branches")
+    _check_method(run.method)
     return run
+
+
+def _check_method(method: MethodConfig) -> None:
+    for name, switched_on, branch in (
+        ("method.cscs.lidar_to_camera", method.cscs.lidar_to_camera, "lidar"),
+        ("method.cscs.camera_to_lidar", method.cscs.camera_to_lidar, "camera"),
+        ("method.rsc", method.rsc, "lidar"),
+        ("method.rsc_labels", method.rsc_labels, "lidar"),
+    ):
+        if switched_on and branch not in method.branches:
+            raise ConfigError(f"{name}=true needs '{branch}' in method.branches")
+    if (method.rsc or method.rsc_labels) and not method.rsc_classes:
+        raise ConfigError("method.rsc_classes: expected at least one class, got []; or switch both corrections off")
+    if not 1 <= method.pvc_of <= VOTES_KEPT:
+        raise ConfigError(f"method.pvc_of: expected 1 to {VOTES_KEPT}, got {method.pvc_of}")
+    if not method.pvc_of < 2 * method.pvc_agree <= 2 * method.pvc_of:
+        raise ConfigError(
+            f"method.pvc_agree: expected more than half of method.pvc_of={method.pvc_of} and no more than all, got "
+            f"{method.pvc_agree}"
+        )
 
 
 def instantiated(node: Any, where: str) -> Any:

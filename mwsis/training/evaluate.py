@@ -23,7 +23,7 @@ from mwsis.training.inference import predict
 from mwsis.training.prepare import Prepared
 from mwsis.training.run import load_run
 
-__all__ = ["LABEL_METHODS", "evaluate_run", "for_protocol", "label_quality", "trained_from"]
+__all__ = ["LABEL_METHODS", "evaluate_run", "for_protocol", "label_quality", "score_labels", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
 LABEL_METHODS: dict[str, Callable[[Frame, Tensor, tuple[float, ...]], Tensor]] = {
@@ -33,8 +33,6 @@ LABEL_METHODS: dict[str, Callable[[Frame, Tensor, tuple[float, ...]], Tensor]] =
     "spg_default": lambda frame, segments, radii: claimed_pairs(default_labels(frame, segments)),
 }
 """The (point, box) pairs that each label-only method claims."""
-RSC_CLASSES = ("Vehicle", "Cyclist")
-"""MWSIS section 3.3: pedestrians are left out, correcting them lowers the score."""
 
 
 def evaluate_run(
@@ -90,7 +88,7 @@ def _scored(
 ) -> dict[str, dict[str, float | None] | None]:
     """Return a model's scores on the validation split; ``shown`` receives the predictions of the first frames."""
     names, transform = prepared.source.class_names, build.build_transform(run, augment=False)
-    rsc = tuple(index for index, name in enumerate(names) if run.method.rsc and name in RSC_CLASSES)
+    rsc = build.ring_classes(run) if run.method.rsc else ()
     scores = SplitScores(names, protocol)
     for prediction in predict(model, prepared.val.frames, prepared.val.labels, transform, rsc, on_progress):
         scores.add(prediction)
@@ -140,10 +138,20 @@ def label_quality(
     quality = LabelQuality(names)
     count = len(frames) if num_frames is None else min(num_frames, len(frames))
     for number in range(count):
-        frame, made = frames[number * len(frames) // count], labels[number * len(frames) // count]
-        if frame.truth is None:
-            continue
-        for method, claimed in LABEL_METHODS.items():
-            pairs = claimed(frame, made.ring_segment_id, radii)
-            quality.add(method, frame.truth, frame.pixels, frame.cameras, pairs)
+        index = number * len(frames) // count
+        score_labels(quality, frames[index], labels[index], radii)
     return quality.rows()
+
+
+def score_labels(quality: LabelQuality, frame: Frame, made: FrameLabels, radii: tuple[float, ...]) -> None:
+    """Add what each label-only method makes of a frame; nothing when the frame has no ground truth.
+
+    Args:
+        quality: is added to.
+        frame: the frame.
+        made: what is known about its points; only the ring segments are read.
+        radii: clustering radii, metres, in class order.
+    """
+    if frame.truth is not None:
+        for method, claimed in LABEL_METHODS.items():
+            quality.add(method, frame, claimed(frame, made.ring_segment_id, radii))

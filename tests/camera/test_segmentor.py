@@ -121,24 +121,6 @@ def test_bug3_a_teacher_decodes_the_students_positives():
     assert torch.isfinite(PseudoMask(high=0.5, low=0.5)(ctx))
 
 
-@pytest.mark.parametrize("num_images", [1, 3])
-def test_bug10_any_number_of_images_and_levels(num_images):
-    torch.manual_seed(0)
-    model = build_condinst(2, channels=32, num_convs=1, num_levels=3, size_ranges=(16.0, 32.0, math.inf), norm="group")
-    images = scenes(num_images)
-    dense = model.dense(images)
-    sampled = model.sample(dense, model.assign(dense, images.labels))
-    together = model.decode_masks(dense, sampled)
-    assert set(sampled.image_index.tolist()) == set(range(num_images))
-    for image in range(num_images):
-        alone = ImageBatch(*(getattr(images, name)[image : image + 1] for name in images.__dataclass_fields__))
-        dense_alone = model.dense(alone)
-        mine = model.sample(dense_alone, model.assign(dense_alone, alone.labels))
-        torch.testing.assert_close(
-            model.decode_masks(dense_alone, mine), together[sampled.image_index == image], rtol=1e-3, atol=1e-4
-        )
-
-
 def test_evidence_of_perfect_boxes():
     model = small_model()
     images = scenes()

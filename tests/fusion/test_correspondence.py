@@ -22,15 +22,6 @@ def test_half_open_boxes():
     assert points_in_boxes2d(pixels, [boxes((10, 20, 30, 40))]).tolist() == [[0, 0], [2, 0]]
 
 
-def test_upstream_bug_2_second_slot_tests_the_lower_edge_against_the_box_height():
-    """A wide, low box (x2 > y2): upstream's second-slot test compares x2 with the row."""
-    pixels = PixelMap(
-        torch.tensor([[[0.0, 0.0], [50.0, 60.0]], [[0.0, 0.0], [50.0, 20.0]]]),
-        torch.tensor([[-1, 0], [-1, 0]], dtype=torch.int8),
-    )
-    assert points_in_boxes2d(pixels, [boxes((0, 10, 100, 40))]).tolist() == [[1, 0]]
-
-
 def test_boxes_count_on_over_cameras_and_pairs_are_unique():
     pixels = PixelMap(
         torch.tensor([[[5.0, 5.0], [6.0, 6.0]], [[5.0, 5.0], [5.0, 5.0]]]),

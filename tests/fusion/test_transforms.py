@@ -28,20 +28,6 @@ def sample_of(transform: PairedTransform, frame: Frame, seed: int = 0) -> Sample
     return transform(frame, labels_of(frame), 11, torch.Generator().manual_seed(seed))
 
 
-def test_bug_01_flip_mirrors_u_in_both_slots_and_never_v() -> None:
-    """A flipped image mirrors the column of points seen through either slot; rows only scale."""
-    frame = random_frame(1, 400, num_cameras=3)
-    transform = replace(TRANSFORM, camera=ResizeFlip([96], flip_prob=1.0))
-    sample = sample_of(transform, frame)
-    for slot in (0, 1):
-        seen = sample.pixels.camera_index[:, slot] >= 0
-        assert seen.sum() > 50
-        before = frame.pixels.pixel_uv[sample.point_index, slot][seen]
-        after = sample.pixels.pixel_uv[:, slot][seen]
-        assert torch.allclose(after[:, 0], 96 - 2 * before[:, 0], atol=1e-4)
-        assert torch.allclose(after[:, 1], 2 * before[:, 1], atol=1e-4)
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_membership_in_boxes_is_invariant(seed: int) -> None:
     """Points and boxes of an image move together, whatever is drawn for the sweep and the other images."""

@@ -61,15 +61,42 @@ def test_height_does_not_count() -> None:
     assert found[0].labels.tolist() == [1]
 
 
-def test_scores_pass_through_one_sigmoid() -> None:
-    """Upstream applied the sigmoid twice, which squeezed every foreground score into (0.62, 0.73)."""
-    xyz = torch.zeros(4, 3)
-    prob = one_hot([2, 2, 2, 2])
-    prob[:, 2] = torch.tensor([0.55, 0.99, 0.97, 0.95])
-    found = group_points(xyz, prob, torch.zeros(4, 3, 3), torch.zeros(4).long(), 1, RADII, 1)[0]
-    assert found.scores.tolist() == pytest.approx([0.865])
-    sure = group_points(xyz, one_hot([2] * 4, 0.999), torch.zeros(4, 3, 3), torch.zeros(4).long(), 1, RADII, 1)[0]
-    assert float(sure.scores) > 0.99
+@pytest.mark.parametrize("seed", range(3))
+def test_corrected_classes_are_grouped_and_scored_as_such(seed: int) -> None:
+    """The twin is told the corrected classes; a score is the mean probability of that class, however small."""
+    generator = torch.Generator().manual_seed(seed)
+    xyz = torch.rand(80, 3, generator=generator) * torch.tensor([4.0, 4.0, 2.0])
+    prob = torch.rand(80, 3, generator=generator)
+    votes = 0.3 * torch.randn(80, 3, 3, generator=generator)
+    corrected = torch.tensor([0, 1, 2, BACKGROUND])[torch.randint(4, (80,), generator=generator)]
+    received: list[torch.Tensor] = []
+
+    def relabel(labels: torch.Tensor) -> torch.Tensor:
+        received.append(labels)
+        return corrected
+
+    found = group_points(xyz, prob, votes, torch.zeros(80).long(), 1, RADII, 2, relabel)[0]
+    (plain,) = group_points(xyz, prob, votes, torch.zeros(80).long(), 1, RADII, 2)
+    assert torch.equal(received[0], plain.semantic_labels)
+    semantic, ids, labels, _ = group_frame(xyz.numpy(), one_hot(corrected.tolist()).numpy(), votes.numpy(), RADII, 2)
+    assert found.semantic_labels.tolist() == corrected.tolist() == semantic.tolist()
+    assert found.instance_ids.tolist() == ids.tolist()
+    assert found.labels.tolist() == labels
+    scores = [prob[ids == number, label].mean() for number, label in enumerate(labels)]
+    np.testing.assert_allclose(found.scores.numpy(), scores, rtol=1e-5)
+    assert len(labels) > 4
+
+
+def test_a_point_that_gains_a_class_moves_by_its_vote_of_that_class() -> None:
+    xyz = torch.tensor([[0.0, 0, 0], [9.0, 0, 0]])
+    votes = torch.zeros(2, 3, 3)
+    votes[1, 2, 0] = -8.8
+    prob = one_hot([2, BACKGROUND])
+    zeros = torch.zeros(2, dtype=torch.int64)
+    assert group_points(xyz, prob, votes, zeros, 1, RADII, 1)[0].instance_ids.tolist() == [0, -1]
+    found = group_points(xyz, prob, votes, zeros, 1, RADII, 1, lambda labels: torch.full_like(labels, 2))[0]
+    assert found.instance_ids.tolist() == [0, 0]
+    assert found.scores.tolist() == pytest.approx([(0.9 + 0.05) / 2])
 
 
 def test_small_groups_keep_their_class_but_are_no_instance() -> None:

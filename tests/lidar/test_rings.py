@@ -105,15 +105,6 @@ def test_no_wrap_from_last_to_first_column():
     assert ring_segments(points, LidarGeometry(1, 2650)).tolist() == [0, 1]
 
 
-def test_upstream_bug_12_segments_stay_with_their_points_when_points_are_filtered():
-    lidar = LidarGeometry(4, 400)
-    points = random_sweep(5, lidar, 0.9)
-    segments = ring_segments(points, lidar)
-    keep = torch.rand(len(points), generator=torch.Generator().manual_seed(0)) < 0.5
-    assert len(segments) == len(points)
-    assert len(ring_segments(points[keep], lidar)) == len(segments[keep]) == len(points[keep])
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_same_on_gpu():

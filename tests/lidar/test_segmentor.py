@@ -92,6 +92,15 @@ def test_predict_carries_no_gradient() -> None:
     assert not make_segmentor().eval().predict(points)[0].scores.requires_grad
 
 
+def test_classes_are_corrected_before_grouping() -> None:
+    points, labels, _ = scene()
+    found = make_segmentor().eval().predict(points, lambda predicted: torch.where(predicted == BACKGROUND, labels, 1))
+    for frame, result in enumerate(found):
+        assert torch.equal(result.semantic_labels, labels[points.batch_index == frame])
+        assert set(result.labels.tolist()) == {0, 1}
+        assert float(result.scores.max()) < 0.5  # what an untrained network gives classes it did not choose
+
+
 def test_radii_must_match_the_classes() -> None:
     with pytest.raises(ConfigError, match="radii: expected 2"):
         build_lidar_segmentor(unet_v2_parts, 2, (0.25, 0.25, 0.25), RANGE, radii=RADII)

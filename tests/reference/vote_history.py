@@ -1,4 +1,6 @@
-"""The vote history as published: four probability rows per point, thresholded when read."""
+"""The vote history as published: four probability rows per point, thresholded when read; k of n counted by hand."""
+
+from collections import Counter
 
 import numpy as np
 
@@ -15,12 +17,13 @@ class ProbabilityHistory:
         for point, row in zip(point_index, prob):
             self.prob[point] = np.concatenate([row[None], self.prob[point, :3]])
 
-    def unanimous(self) -> np.ndarray:
+    def agreed(self, at_least: int = 4, of: int = 4) -> np.ndarray:
         votes = np.full(len(self.prob), IGNORE)
         for point, rows in enumerate(self.prob):
-            said = {self._vote(row) for row in rows}
-            if (rows >= 0).all() and len(said) == 1:
-                votes[point] = said.pop()
+            said = Counter(self._vote(row) for row in rows[:of] if (row >= 0).all())
+            for vote, count in said.items():
+                if count >= at_least and vote != IGNORE:
+                    votes[point] = vote
         return votes
 
     @staticmethod

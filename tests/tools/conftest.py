@@ -1,7 +1,8 @@
-"""The convert command, run as `python tools/convert.py` runs it."""
+"""Commands run in this process as `python tools/<name>.py` runs them."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import pytest
@@ -23,5 +24,23 @@ def command(monkeypatch, capsys):
             code = stop.code
         captured = capsys.readouterr()
         return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run a command in this process and return its one sentence."""
+
+    def run(tool, *arguments):
+        module = importlib.import_module(f"tools.{tool}")
+        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run_command(module.main, module.__doc__)
+        captured = capsys.readouterr()
+        assert stop.value.code == 2
+        sentence = captured.err.strip().splitlines()[-1]
+        assert sentence.startswith("error: ")
+        return sentence
 
     return run

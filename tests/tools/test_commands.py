@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from PIL import Image
 
 from mwsis.training.commands import run_command
-from tools import evaluate, export, label
+from tools import evaluate, export
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -81,40 +79,10 @@ def test_export_and_a_checkpoint_of_another_architecture(tiny_run, tmp_path, ref
     assert "other.ckpt" in refused("export", f"ckpt={tmp_path / 'other.ckpt'}", "to=openpcdet", f"out={tmp_path}")
 
 
-@pytest.mark.slow
-def test_label_scores_three_methods(tiny_run, tmp_path):
-    cache = tiny_run.parent / "cache"
-    label.main(["experiment=smoke", f"data.cache={cache}", f"out={tmp_path}"])
-    rows = json.loads((tmp_path / "quality.json").read_text())
-    assert {row["method"] for row in rows} == {"frustum", "clustering", "spg", "spg_default"}
-    assert set(rows[0]) == {
-        *("method", "class", "objects", "point_iou", "point_iou_95", "precision", "recall", "pooled_iou")
-    }
-    assert len(list((tmp_path / "labels").glob("*.npz"))) == 3
-
-
 def test_a_mistake_is_one_sentence_on_the_command_line():
     done = command("train", "method=mwsi")
     assert done.returncode == 2
     assert done.stderr == "error: method=mwsi: no such method; did you mean 'mwsis'?\n"
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Run a command in this process and return its one sentence."""
-
-    def run(tool, *arguments):
-        module = importlib.import_module(f"tools.{tool}")
-        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run_command(module.main, module.__doc__)
-        captured = capsys.readouterr()
-        assert stop.value.code == 2
-        sentence = captured.err.strip().splitlines()[-1]
-        assert sentence.startswith("error: ")
-        return sentence
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -153,38 +121,6 @@ def kitti_folder(root):
             "Car 0.00 0 0.00 20.00 10.00 60.00 40.00 1.50 1.60 4.00 0.00 1.00 12.00 0.00\n"
         )
     return root
-
-
-BREAKS = {
-    "missing folder": (lambda root: shutil.rmtree(root / "training/velodyne"), ("velodyne",)),
-    "truncated sweep": (lambda root: os.truncate(root / "training/velodyne/000001.bin", 1001), ("000001.bin", "1001")),
-    "wrong column": (
-        lambda root: (root / "training/label_2/000001.txt").write_text(
-            "Car 0.00 0 0.00 left 10.00 60.00 40.00 1.50 1.60 4.00 0.00 1.00 12.00 0.00\n"
-        ),
-        ("000001.txt", "line 1", "left"),
-    ),
-    "no image": (lambda root: (root / "training/image_2/000001.png").write_text("text"), ("000001.png", "image")),
-    "no calibration": (
-        lambda root: (root / "training/calib/000001.txt").write_text("P2: 1 2 3\n"),
-        ("000001.txt", "P2"),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BREAKS)
-def test_broken_kitti_folder(refused, tmp_path, case):
-    spoil, words = BREAKS[case]
-    spoil(kitti_folder(tmp_path / "kitti"))
-    out = tmp_path / "out"
-    sentence = refused("label", "data=kitti", f"data.root={tmp_path / 'kitti'}", f"data.cache={tmp_path}", f"out={out}")
-    for word in words:
-        assert word in sentence, sentence
-    assert not out.exists()
-
-
-def test_missing_root(refused):
-    assert "no/such/folder" in refused("label", "data=kitti", "data.root=no/such/folder", "out=x")
 
 
 def test_not_a_checkpoint(refused, tmp_path):
