@@ -81,30 +81,10 @@ def spatial_labels(
     return PointLabels(semantic_labels, instance_ids)
 
 
-def box_point_pairs(
-    frame: Frame,
-    ring_segment_id: Tensor,
-    rings: bool = True,
-    clustering: bool = True,
-    radii: Sequence[float] = CLASS_RADII,
-) -> Tensor:
-    """Return the points that each 2D box has claimed, for scoring labels against ground truth.
-
-    Args:
-        frame: as in `spatial_labels`.
-        ring_segment_id: (N,) int64, -1 none.
-        rings: as in `spatial_labels`.
-        clustering: as in `spatial_labels`.
-        radii: as in `spatial_labels`.
-
-    Returns:
-        (P, 2) int64 rows (point, box). Both switches off: every point of every object's box, a point may have several;
-        otherwise each labelled point once, with the box that won.
-    """
-    if not rings and not clustering:
-        pairs, box_labels = boxes_of(frame)
-        return pairs[box_labels[pairs[:, 1]] >= 0]
-    return claimed_pairs(spatial_labels(frame, ring_segment_id, rings=rings, clustering=clustering, radii=radii))
+def box_point_pairs(frame: Frame) -> Tensor:
+    """Return every point of every object's box, (P, 2) int64 rows (point, box); a point may have several boxes."""
+    pairs, box_labels = boxes_of(frame)
+    return pairs[box_labels[pairs[:, 1]] >= 0]
 
 
 def claimed_pairs(labels: PointLabels) -> Tensor:

@@ -1,9 +1,9 @@
 """Ring segments: runs of neighbouring returns of one beam that lie at about the same range.
 
 One deterministic pass over the points sorted by beam and column; nothing is rasterised, so points that share a cell of
-the range image are all kept, and a rule is the same for every sensor: the published one or ours. Recovering beams and columns of a data set that
-does not store them is its source's task (`mwsis.data`). Next: `fusion/spatial_labels.py`, which asks how much of a
-segment leaves the 2D boxes.
+the range image are all kept, and a rule is the same for every sensor: the published one or ours. Recovering beams and
+columns of a data set that does not store them is its source's task (`mwsis.data`). Next: `fusion/spatial_labels.py`,
+which asks how much of a segment leaves the 2D boxes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class RingRule:
 PUBLISHED = RingRule(local=False, floor=0.0, wraps=False)
 """MWSIS (AAAI 2024), depth clustering segments."""
 LOCAL = RingRule(local=True, floor=0.1, wraps=True)
-"""Ours: how far a neighbour may be does not depend on what else the beam meets. The floor joins
-neighbours on a side that is seen nearly edge-on; .05 to .2 m change the mean point IoU by at most .005 (street world)."""
+"""Ours: how far a neighbour may be does not depend on what else the beam meets. The floor joins neighbours on a side
+that is seen nearly edge-on; .05 to .2 m change the mean point IoU by at most .005 (street world)."""
 
 
 def ring_segments(
@@ -187,5 +187,6 @@ def _joined(number: Tensor, one: Tensor, other: Tensor) -> Tensor:
         low = torch.minimum(joined[one], joined[other])
         nearer = joined.scatter_reduce(0, one, low, "amin").scatter_reduce(0, other, low, "amin")
         if torch.equal(nearer, joined):
-            return torch.unique(joined[number], return_inverse=True)[1]
+            without_gaps: Tensor = torch.unique(joined[number], return_inverse=True)[1]
+            return without_gaps
         joined = nearer

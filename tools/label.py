@@ -33,7 +33,7 @@ from tools.convert import LICENCE_NOTE
 
 if TYPE_CHECKING:
     from mwsis.evaluation.label_quality import LabelQuality, ObjectScore
-    from mwsis.training.config import MethodConfig, RunConfig
+    from mwsis.training.config import RunConfig
     from mwsis.training.prepare import Split
 
 OWN = {"out": "", "method": "null"}
@@ -59,15 +59,12 @@ def main(arguments: list[str]) -> None:
     from mwsis.data.label_files import LabelWriter
     from mwsis.evaluation.label_quality import LabelQuality
     from mwsis.training.config import typed
-    from mwsis.training.prepare import build_source, importing, prepare
+    from mwsis.training.label_scores import score_labels
+    from mwsis.training.prepare import build_source, label_method_of, prepare
 
     run = typed(config)
-    with importing("mwsis.training.evaluate"):
-        prepared = prepare(run, build_source(run), progress_line)
-
-    from mwsis.training.evaluate import score_labels
-
-    source, method, splits = prepared.source, method_of(run.method), [prepared.train]
+    prepared = prepare(run, build_source(run), progress_line)
+    source, method, splits = prepared.source, label_method_of(run.method), [prepared.train]
     if run.data.val_split != run.data.train_split:
         splits.append(prepared.val)
     for name in ("quality.json", "quality.png"):
@@ -77,7 +74,7 @@ def main(arguments: list[str]) -> None:
     for split in splits:
         for frame, made in zip(split.frames, split.labels, strict=True):
             writer.add(frame.frame_id, made.pseudo)
-            score_labels(quality, frame, made, tuple(run.data.radii))
+            score_labels(quality, frame, run.data.radii)
             done += 1
             progress_line("write labels", done, total)
     writer.finish(facts_of(run, method, source))
@@ -98,12 +95,6 @@ def settings_of(method: str, overrides: Sequence[str]) -> list[str]:
         if override.lstrip("+").partition("=")[0] in decided:
             raise ConfigError(f"{override} and method={method} both say how to label points; give one of them")
     return [f"method.{key}={value}" for key, value in SETTINGS[method].items()]
-
-
-def method_of(method: MethodConfig) -> str:
-    """Return the label method that a configuration asks for, one that `prepare` has taken."""
-    asked = asdict(method)
-    return next(name for name, settings in SETTINGS.items() if settings.items() <= asked.items())
 
 
 def facts_of(run: RunConfig, method: str, source: Any) -> dict[str, Any]:
@@ -150,17 +141,16 @@ def write_quality(quality: LabelQuality, method: str, splits: Sequence[Split], r
 
 def draw_worst(scores: Sequence[ObjectScore], method: str, splits: Sequence[Split], run: RunConfig, path: Path) -> None:
     """Draw the first objects of a list on one sheet."""
+    from fusion.label_methods import LABEL_METHODS
     from mwsis.core.files import atomic_write
     from mwsis.report.label_pictures import draw_object, draw_sheet
-    from mwsis.training.evaluate import LABEL_METHODS
 
     places = {name: (split, row) for split in splits for row, name in enumerate(split.frames.frame_ids)}
     pictures = []
     for score in scores[:NUM_SHOWN]:
         split, row = places[score.frame_id]
-        frame, made = split.frames[row], split.labels[row]
-        pairs = LABEL_METHODS[method](frame, made.ring_segment_id, tuple(run.data.radii))
-        pictures.append(draw_object(frame, pairs, score))
+        frame = split.frames[row]
+        pictures.append(draw_object(frame, LABEL_METHODS[method].pairs(frame, run.data.radii), score))
     title = f"{run.data.name}, labelled by {method}: the {len(pictures)} worst of {len(scores)} objects"
     with atomic_write(path) as unfinished:
         draw_sheet(title, pictures).save(unfinished)

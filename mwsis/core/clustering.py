@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,10 +20,15 @@ __all__ = ["connected_components"]
 
 CELL_SHRINK = 1 - 1e-9
 """Cells are this much smaller than radius / sqrt(D), so rounding never puts two points a radius apart in one cell."""
-MAX_PAIRS = 1 << 20
+MAX_TESTS = 1 << 20
 """Point pairs compared at once: bounds the memory of the distance tests to about 100 MB."""
 FEW = 4
 """Points of each cell that are tried first; they join most neighbouring cells, so that few need all their pairs."""
+MAX_KEY = 2**62
+"""Numbers of cells stay below this; where the points are spread over more, empty cells are left out."""
+
+Pairs = tuple[Tensor, Tensor]
+"""(P,) int64 each: pairs of cells."""
 
 
 def connected_components(positions: Tensor, radius: float, groups: Tensor | None = None) -> Tensor:
@@ -58,124 +64,179 @@ def connected_components(positions: Tensor, radius: float, groups: Tensor | None
         raise DataError("positions: expected finite coordinates, got NaN or infinity; look for a diverged training run")
     points = positions.detach().double()
     reach = math.ceil(math.sqrt(points.shape[1]))
-    cell_of_point, cell_keys, strides = _cells(points, radius, groups, reach)
-    order = cell_of_point.argsort(stable=True)
-    cells = _Cells(points[order], cell_of_point[order], len(cell_keys))
+    keys, spans = _keys(points, radius, groups, reach)
+    sorted_keys, order = keys.sort()
+    cell_keys, cell, counts = torch.unique_consecutive(sorted_keys, return_inverse=True, return_counts=True)
+    cells = _Cells(points.index_select(0, order), cell, counts)
+    touching, apart = _neighbours(cell_keys, spans, reach)
     roots = torch.arange(len(cell_keys), device=points.device)
-    for ring in _neighbour_rings(points.shape[1], reach):
-        offsets = (ring.to(points.device) * strides).sum(1)
-        pairs = _occupied_pairs(cell_keys, offsets)
-        for at_most in (FEW, None):
-            pairs = pairs[:, roots[pairs[0]] != roots[pairs[1]]]
-            linked = cells.any_closer(pairs, radius, at_most)
-            roots = _merge(roots, pairs[:, linked])
-    return _numbered_by_first_member(roots[cell_of_point])
+    both = _joined([touching, apart])
+    for pairs, at_most in ((touching, FEW), (apart, FEW), (both, None)):
+        open_pairs = _select(pairs, roots.index_select(0, pairs[0]) != roots.index_select(0, pairs[1]))
+        roots = _merge(roots, _select(open_pairs, cells.any_closer(open_pairs, radius, at_most)))
+    cluster = torch.empty_like(order).scatter_(0, order, roots.index_select(0, cell))
+    return _numbered_by_first_member(cluster)
 
 
 class _Cells:
-    """Points sorted by cell, with the extent of every cell."""
+    """Points sorted by cell, one tensor per axis (gathers of one number are the fastest), and the cells' extents."""
 
-    def __init__(self, points: Tensor, cell_of_point: Tensor, num_cells: int) -> None:
-        self.points = points
-        self.counts = torch.bincount(cell_of_point, minlength=num_cells)
-        self.starts = self.counts.cumsum(0) - self.counts
-        index = cell_of_point[:, None].expand_as(points)
-        empty = points.new_empty(num_cells, points.shape[1])
-        self.low = empty.scatter_reduce(0, index, points, "amin", include_self=False)
-        self.high = empty.scatter_reduce(0, index, points, "amax", include_self=False)
+    def __init__(self, points: Tensor, cell: Tensor, counts: Tensor) -> None:
+        self.axes = [axis.contiguous() for axis in points.unbind(1)]
+        self.counts = counts
+        self.starts = counts.cumsum(0) - counts
+        empty = points.new_empty(len(counts))
+        self.low = [empty.scatter_reduce(0, cell, axis, "amin", include_self=False) for axis in self.axes]
+        self.high = [empty.scatter_reduce(0, cell, axis, "amax", include_self=False) for axis in self.axes]
 
-    def any_closer(self, pairs: Tensor, radius: float, at_most: int | None) -> Tensor:
-        """Return (P,) bool: whether some point of cell ``pairs[0]`` is closer than the radius to one of ``pairs[1]``.
+    def any_closer(self, pairs: Pairs, radius: float, at_most: int | None) -> Tensor:
+        """Return (P,) bool: whether some point of a pair's first cell is closer than the radius to one of its second.
 
         ``at_most`` compares only the first so many points of each cell (a sufficient test), None all of them.
         """
-        first, second = pairs
-        gap = torch.maximum(self.low[first] - self.high[second], self.low[second] - self.high[first]).clamp(min=0)
-        linked = torch.zeros(pairs.shape[1], dtype=torch.bool, device=pairs.device)
-        near = ((gap * gap).sum(1) < radius * radius).nonzero()[:, 0]
-        first, second = first[near], second[near]
-        num_first, num_second = self.counts[first], self.counts[second]
+        linked = torch.zeros(len(pairs[0]), dtype=torch.bool, device=pairs[0].device)
+        near = (self._squared_gap(pairs) < radius * radius).nonzero()[:, 0]
+        first, second = pairs[0].index_select(0, near), pairs[1].index_select(0, near)
+        num_first, num_second = self.counts.index_select(0, first), self.counts.index_select(0, second)
         if at_most is not None:
             num_first, num_second = num_first.clamp(max=at_most), num_second.clamp(max=at_most)
-        ends = (num_first * num_second).cumsum(0)
-        total = int(ends[-1]) if len(ends) else 0
-        for start in range(0, total, MAX_PAIRS):
-            flat = torch.arange(start, min(start + MAX_PAIRS, total), device=pairs.device)
-            pair = torch.searchsorted(ends, flat, right=True)
-            within = flat - (ends[pair] - num_first[pair] * num_second[pair])
-            one = self.starts[first[pair]] + within // num_second[pair]
-            other = self.starts[second[pair]] + within % num_second[pair]
-            step = self.points[one] - self.points[other]
-            linked[near[pair[(step * step).sum(1) < radius * radius]]] = True
+        pair, one = _runs(self.starts.index_select(0, first), num_first)
+        start, length = self.starts.index_select(0, second).index_select(0, pair), num_second.index_select(0, pair)
+        for rows in _slices(length, MAX_TESTS):
+            row, other = _runs(start[rows], length[rows])
+            closer = self._squared_step(one[rows].index_select(0, row), other) < radius * radius
+            linked[near.index_select(0, pair[rows].index_select(0, row.masked_select(closer)))] = True
         return linked
 
+    def _squared_step(self, one: Tensor, other: Tensor) -> Tensor:
+        return _sum_of_squares(axis.index_select(0, one) - axis.index_select(0, other) for axis in self.axes)
 
-def _cells(points: Tensor, radius: float, groups: Tensor | None, reach: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cell of each point, the sorted keys of the occupied cells, and the key step of each axis.
+    def _squared_gap(self, pairs: Pairs) -> Tensor:
+        """Return (P,) the squared distance of the cells' extents: no step between them is shorter."""
+        first, second = pairs
+        return _sum_of_squares(
+            torch.maximum(
+                low.index_select(0, first) - high.index_select(0, second),
+                low.index_select(0, second) - high.index_select(0, first),
+            ).clamp(min=0)
+            for low, high in zip(self.low, self.high, strict=True)
+        )
 
-    Runs of empty cells longer than ``reach`` are cut to ``reach + 1``: neighbourhoods stay, and keys stay small however
-    far apart the points are.
+
+def _sum_of_squares(axes: Iterator[Tensor]) -> Tensor:
+    total = next(axes).square()
+    for axis in axes:
+        total += axis.square()
+    return total
+
+
+def _select(pairs: Pairs, wanted: Tensor) -> Pairs:
+    keep = wanted.nonzero()[:, 0]
+    return pairs[0].index_select(0, keep), pairs[1].index_select(0, keep)
+
+
+def _runs(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the members of runs of consecutive numbers, run after run: (S,) which run, and (S,) the number."""
+    run = torch.repeat_interleave(lengths)
+    shift = starts - (lengths.cumsum(0) - lengths)
+    return run, torch.arange(len(run), device=run.device) + shift.index_select(0, run)
+
+
+def _slices(lengths: Tensor, at_most: int) -> Iterator[slice]:
+    """Cut rows into slices whose lengths sum to ``at_most``; a longer row has its own slice."""
+    ends = lengths.cumsum(0)
+    begin, done = 0, 0
+    while begin < len(ends):
+        end = max(int(torch.searchsorted(ends, done + at_most, right=True)), begin + 1)
+        yield slice(begin, end)
+        begin, done = end, int(ends[end - 1])
+
+
+def _keys(points: Tensor, radius: float, groups: Tensor | None, reach: int) -> tuple[Tensor, list[int]]:
+    """Return (N,) int64, a number for the cell and group of each point, and the span of each axis in these numbers.
+
+    The group is the highest digit, the axes follow. A span ends with ``reach`` empty cells, so that neighbours beyond
+    the last cell of a row are none of the next row.
     """
     side = radius / math.sqrt(points.shape[1]) * CELL_SHRINK
-    coordinates = ((points - points.amin(0)) / side).floor()
-    keys = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-    extents = []
-    for axis in range(points.shape[1]):
-        occupied, index = torch.unique(coordinates[:, axis], return_inverse=True)
-        jumps = occupied.diff().clamp(max=reach + 1).long()
-        compact = torch.cat([jumps.new_zeros(1), jumps.cumsum(0)])
-        extents.append(int(compact[-1]) + 1 + reach)
-        keys = keys * extents[-1] + compact[index]
-    num_groups = 1
-    if groups is not None:
-        present, group = torch.unique(groups, return_inverse=True)
-        num_groups = len(present)
-        keys = keys + group * math.prod(extents)
-    assert math.prod(extents) * (num_groups + 1) < 2**63, "too many cells for an int64 key"
-    strides = torch.tensor([math.prod(extents[axis + 1 :]) for axis in range(len(extents))], device=points.device)
-    cell_keys, cell_of_point = torch.unique(keys, return_inverse=True)
-    return cell_of_point, cell_keys, strides
+    axes = list(((points - points.amin(0)) / side).floor().unbind(1))
+    first_group, last_group = (0, 0) if groups is None else (int(groups.min()), int(groups.max()))
+    spans = [int(axis.max()) + 1 + reach for axis in axes]
+    if (last_group - first_group + 1) * math.prod(spans) < MAX_KEY:
+        keys = (
+            torch.zeros(len(points), dtype=torch.int64, device=points.device)
+            if groups is None
+            else groups - first_group
+        )
+    else:
+        axes = [_without_gaps(axis, reach) for axis in axes]
+        spans = [int(axis.max()) + 1 + reach for axis in axes]
+        keys = torch.unique(torch.zeros_like(axes[0]) if groups is None else groups, return_inverse=True)[1]
+        assert (int(keys.max()) + 1) * math.prod(spans) < MAX_KEY, "too many cells for an int64 key"
+    for axis, span in zip(axes, spans, strict=True):
+        keys = keys * span + axis.long()
+    return keys, spans
 
 
-def _neighbour_rings(num_axes: int, reach: int) -> list[Tensor]:
-    """Return half of the (O, D) cell offsets that a step can span, touching cells first.
+def _without_gaps(axis: Tensor, reach: int) -> Tensor:
+    """Return coordinates with runs of empty cells cut to ``reach``: neighbourhoods stay, the numbers become small."""
+    occupied, index = torch.unique(axis, return_inverse=True)
+    jumps = occupied.diff().clamp(max=reach + 1).long()
+    return torch.cat([jumps.new_zeros(1), jumps.cumsum(0)])[index]
 
-    Half, because an offset and its opposite name the same cell pairs. Nearest first, because pairs of cells that are
-    joined already need no comparison.
+
+def _neighbours(cell_keys: Tensor, spans: list[int], reach: int) -> tuple[Pairs, Pairs]:
+    """Return the pairs of occupied cells that a step can span, each once: those that touch, and those that do not.
+
+    Neighbours along the last axis follow each other in the sorted keys, so one search finds a whole row of them. An
+    offset and its opposite name the same pairs: only offsets whose first other number is positive are looked for.
     """
-    span = range(-reach, reach + 1)
-    half = [offset for offset in itertools.product(span, repeat=num_axes) if offset > (0,) * num_axes]
-    gaps = [sum(max(abs(step) - 1, 0) ** 2 for step in offset) for offset in half]
-    touching = [offset for offset, gap in zip(half, gaps, strict=True) if gap == 0]
-    apart = [offset for offset, gap in zip(half, gaps, strict=True) if 0 < gap <= num_axes]
-    return [torch.tensor(ring).reshape(-1, num_axes) for ring in (touching, apart) if ring]
+    num_axes = len(spans)
+    padded = torch.cat([cell_keys, cell_keys.new_full((2 * reach + 1,), torch.iinfo(torch.int64).max)])
+    touching, apart = [], []
+    for offset in itertools.product(range(-reach, reach + 1), repeat=num_axes - 1):
+        gap = _squared_gap_of(offset)
+        if offset < (0,) * (num_axes - 1) or gap > num_axes:
+            continue
+        widest = max(step for step in range(reach + 1) if gap + _squared_gap_of((step,)) <= num_axes)
+        lowest = -widest if any(offset) else 1
+        shift = 0
+        for step, span in zip((*offset, 0), spans, strict=True):
+            shift = shift * span + step
+        row = torch.searchsorted(cell_keys, cell_keys + (shift + lowest))
+        first, second = _runs(row, torch.full_like(row, widest - lowest + 1))
+        along = padded.index_select(0, second) - cell_keys.index_select(0, first) - shift
+        beside = (along.abs() <= 1) & (gap == 0)
+        touching.append(_select((first, second), beside))
+        apart.append(_select((first, second), (along <= widest) & ~beside))
+    return _joined(touching), _joined(apart)
 
 
-def _occupied_pairs(cell_keys: Tensor, offsets: Tensor) -> Tensor:
-    """Return (2, P) int64: the pairs of occupied cells whose keys differ by one of the offsets."""
-    wanted = cell_keys[None, :] + offsets[:, None]
-    found = torch.searchsorted(cell_keys, wanted).clamp(max=len(cell_keys) - 1)
-    ring, first = (cell_keys[found] == wanted).nonzero(as_tuple=True)
-    return torch.stack([first, found[ring, first]])
+def _squared_gap_of(offset: tuple[int, ...]) -> int:
+    """Return the squared distance, in cells, of the nearest edges of two cells this far apart."""
+    return sum(max(abs(step) - 1, 0) ** 2 for step in offset)
 
 
-def _merge(roots: Tensor, pairs: Tensor) -> Tensor:
+def _joined(parts: list[Pairs]) -> Pairs:
+    return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])
+
+
+def _merge(roots: Tensor, pairs: Pairs) -> Tensor:
     """Return (M,) roots after joining the linked cells: each root hooks onto the smallest root it is linked to."""
     while True:
-        first, second = roots[pairs]
-        apart = first != second
-        if not bool(apart.any()):
+        first, second = roots.index_select(0, pairs[0]), roots.index_select(0, pairs[1])
+        pairs = _select((first, second), first != second)
+        if not len(pairs[0]):
             return roots
-        high, low = torch.maximum(first, second)[apart], torch.minimum(first, second)[apart]
-        pairs = pairs[:, apart]
+        high, low = torch.maximum(*pairs), torch.minimum(*pairs)
         roots = roots.scatter_reduce(0, high, low, "amin")
-        while not torch.equal(roots, roots[roots]):
-            roots = roots[roots]
+        while not torch.equal(roots, above := roots.index_select(0, roots)):
+            roots = above
 
 
 def _numbered_by_first_member(cluster: Tensor) -> Tensor:
     """Return the ids renumbered 0..K-1 in the order of their first points; ids are below N."""
     rank = torch.arange(len(cluster), device=cluster.device)
     first_member = rank.new_full((len(cluster),), len(cluster)).scatter_reduce(0, cluster, rank, "amin")
-    is_first = first_member[cluster] == rank
-    return (is_first.cumsum(0) - 1)[first_member[cluster]]
+    first_of_mine = first_member.index_select(0, cluster)
+    return ((first_of_mine == rank).cumsum(0) - 1).index_select(0, first_of_mine)

@@ -6,6 +6,8 @@ A plane, because whatever follows the ground more closely follows the undersides
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -58,13 +60,15 @@ def height_above_ground(xyz: Tensor) -> Tensor:
 
 
 def _lowest_of_cells(points: Tensor) -> Tensor:
-    """Return the lowest point of each occupied square, by square."""
-    cell = (points[:, :2] / CELL).floor().long()
-    _, index = torch.unique(cell[:, 0] * (1 << 20) + cell[:, 1], return_inverse=True)
-    order = torch.argsort(points[:, 2], stable=True)
-    order = order[torch.argsort(index[order], stable=True)]
-    counts = torch.bincount(index)
-    return points[order[counts.cumsum(0) - counts]]
+    """Return the lowest point of each occupied square, by square; of equally low ones the first."""
+    column, row = ((points[:, :2] + REACH) / CELL).floor().long().T
+    num_columns = math.ceil(2 * REACH / CELL) + 1
+    cell = column * num_columns + row
+    low = points.new_full((num_columns**2,), torch.inf).scatter_reduce(0, cell, points[:, 2], "amin")
+    number = torch.arange(len(points), device=points.device)
+    candidate = torch.where(points[:, 2] == low[cell], number, len(points))
+    first = number.new_full((num_columns**2,), len(points)).scatter_reduce(0, cell, candidate, "amin")
+    return points[first[first < len(points)]]
 
 
 def _with_one(points: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from mwsis.core.frame import Frame, FrameTruth
 from mwsis.core.instances import IGNORE
 from mwsis.core.segment_ops import segment_median
 
-__all__ = ["LabelQuality", "ObjectScore", "box_columns", "true_pairs"]
+__all__ = ["LabelQuality", "ObjectScore", "box_columns", "object_pairs", "true_pairs"]
 
 NUM_RESAMPLES = 1000
 DRAWS_AT_ONCE = 1_000_000
@@ -86,8 +86,8 @@ class LabelQuality:
         """Record what one method labelled in one frame.
 
         An object is a 2D box, no ignored region, whose true instance is known and has at least 5 points in the image of
-        the box's camera; those points are what the method should have labelled. Points of true class `IGNORE` count on
-        neither side.
+        the box's camera; those points are what the method should have labelled. A point given to any box of the object
+        is given to the object. Points of true class `IGNORE` count on neither side.
 
         Args:
             method: name of the method, first column of the rows.
@@ -96,6 +96,7 @@ class LabelQuality:
                 cameras, objects and ignored regions alike.
         """
         assert frame.truth is not None, "labels are scored against ground truth"
+        pairs = object_pairs(frame, pairs)
         pairs = pairs[frame.truth.semantic_labels[pairs[:, 0]] != IGNORE]
         camera, label, instance = box_columns(frame)
         number = self._number.setdefault(frame.frame_id, len(self._number))
@@ -175,6 +176,25 @@ def box_columns(frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
     camera = torch.repeat_interleave(torch.arange(len(per_camera)), torch.tensor(per_camera, dtype=torch.int64))
     label = torch.cat([none, *(torch.where(view.labels.ignore, -1, view.labels.labels) for view in frame.cameras)])
     return camera, label, torch.cat([none, *frame.truth.box_instance_ids])
+
+
+def object_pairs(frame: Frame, pairs: Tensor) -> Tensor:
+    """Return (Q, 2) int64, the pairs and, where an object has boxes in several cameras, those of its other boxes.
+
+    A point can have one instance, so one of the boxes; a box gets it if its camera shows it.
+
+    Args:
+        frame: with ground truth.
+        pairs: (P, 2) int64 rows (point, box).
+    """
+    camera, _, instance = box_columns(frame)
+    others = (instance[:, None] == instance) & (instance >= 0) & (camera[:, None] != camera)
+    row, box = others[pairs[:, 1]].nonzero().T
+    point = pairs[row, 0]
+    shown = (frame.pixels.camera_index[point] == camera[box, None]).any(1)
+    key = torch.cat([pairs[:, 1] * len(frame.points) + pairs[:, 0], (box * len(frame.points) + point)[shown]])
+    key = torch.unique(key)
+    return torch.stack([key % max(len(frame.points), 1), key // max(len(frame.points), 1)], 1)
 
 
 def true_pairs(frame: Frame) -> Tensor:

@@ -20,7 +20,7 @@ from camera.transforms import decode_image
 from mwsis.core.frame import Frame
 from mwsis.core.geometry import box_corners
 from mwsis.core.instances import IGNORE, Boxes2D
-from mwsis.evaluation.label_quality import ObjectScore, box_columns, true_pairs
+from mwsis.evaluation.label_quality import ObjectScore, box_columns, object_pairs, true_pairs
 from mwsis.report.pictures import GROUND, Colour, draw_image
 
 __all__ = ["ObjectPoints", "draw_object", "draw_sheet", "object_points"]
@@ -100,7 +100,7 @@ def draw_object(frame: Frame, pairs: Tensor, score: ObjectScore) -> Image.Image:
         pairs: (P, 2) int64, (point, box) pairs that the scored method labelled.
         score: of the object.
     """
-    points = object_points(frame, pairs, score.box)
+    points = object_points(frame, object_pairs(frame, pairs), score.box)
     width, height = VIEW
     picture = Image.new("RGB", (width + height + GAP, height + 2 * LINE), GROUND)
     write = ImageDraw.Draw(picture)

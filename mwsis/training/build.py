@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 import torch
-from hydra.utils import get_class, get_method
+from hydra.utils import get_method
 from torch import nn
 
 from camera.segmentor import build_condinst
@@ -17,11 +17,12 @@ from fusion.transforms import PairedTransform
 from lidar.point_head import semantic_loss
 from lidar.segmentor import build_lidar_segmentor
 from lidar.transforms import RotateScaleFlip
-from mwsis.core.errors import ConfigError, closest_name
+from mwsis.core import segment_ops
 from mwsis.core.schedule import EMADecay, Ramp
 from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, RunConfig, TermConfig, instantiated
+from mwsis.training.prepare import ring_classes
 
-__all__ = ["build_method", "build_segmentor", "build_transform", "optim_settings", "ring_classes"]
+__all__ = ["build_method", "build_segmentor", "build_transform", "optim_settings"]
 
 CAMERA_SEED, LIDAR_SEED = 1, 2
 
@@ -44,6 +45,7 @@ def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
 def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
     """Return the untrained model; each branch has its own seed, so leaving one out does not change the other."""
     camera = lidar = None
+    segment_ops.use(run.trainer.segment_ops)
     with torch.random.fork_rng(devices=[]):
         if "camera" in run.method.branches:
             torch.manual_seed(run.seed * 10 + CAMERA_SEED)
@@ -120,23 +122,6 @@ def build_method(run: RunConfig) -> Method:
         vote_weight=run.lidar.vote_weight,
         ema_decay=EMADecay(_ema_maximum(run), config.ema_ramp) if config.ema else None,
     )
-
-
-def ring_classes(run: RunConfig) -> tuple[int, ...]:
-    """Return the classes that ring segments correct, where the method asks for that; else none.
-
-    Needs the data set's class only, none of its files: a checkpoint is loaded on machines that have no data.
-
-    Raises:
-        ConfigError: the data set has no class of a name in ``method.rsc_classes``.
-    """
-    if not (run.method.rsc or run.method.rsc_labels):
-        return ()
-    known = list(get_class(run.data.source["_target_"]).class_names)  # type: ignore[attr-defined]
-    for name in run.method.rsc_classes:
-        if name not in known:
-            raise ConfigError(f"method.rsc_classes: {run.data.name} has no class '{name}'{closest_name(name, known)}")
-    return tuple(known.index(name) for name in run.method.rsc_classes)
 
 
 def optim_settings(run: RunConfig) -> dict[str, BranchOptimConfig]:

@@ -7,6 +7,7 @@ pseudo-mask sources. Commands start in `commands.py`; the run itself is `run.py`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -41,6 +42,7 @@ NETWORKS = {
 """What makes encoder and backbone, by name, as import paths: a run is checked before anything heavy is imported."""
 
 PRECISIONS = ("32", "bf16-camera")
+SEGMENT_OPS = ("torch", "scatter")
 VOTES_KEPT = 4
 """Of each point; `fusion.vote_history.DEPTH`, which a check before anything heavy is imported cannot read."""
 
@@ -240,6 +242,8 @@ class TrainerConfig:
     shared_norms: bool = True
     # 32 | bf16-camera: the camera network in bfloat16; its masks, its losses and the sparse network stay in float32
     precision: str = "32"
+    # torch | scatter: what adds up points within voxels and objects; scatter is torch-scatter (extra `scatter`)
+    segment_ops: str = "torch"
     # of each process
     workers: int = 0
     checkpoint_every: int = 50
@@ -300,6 +304,10 @@ def typed(config: DictConfig) -> RunConfig:
         )
     if run.trainer.precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision: expected one of {list(PRECISIONS)}, got {run.trainer.precision}")
+    if run.trainer.segment_ops not in SEGMENT_OPS:
+        raise ConfigError(f"trainer.segment_ops: expected one of {list(SEGMENT_OPS)}, got {run.trainer.segment_ops}")
+    if run.trainer.segment_ops == "scatter" and find_spec("torch_scatter") is None:
+        raise ConfigError("trainer.segment_ops=scatter: torch-scatter is not installed; install the extra 'scatter'")
     pad_to = run.data.pad_to
     if pad_to is not None and (len(pad_to) != 2 or any(side < 32 or side % 32 for side in pad_to)):
         raise ConfigError(f"data.pad_to: expected height and width, multiples of 32, or null, got {pad_to}")

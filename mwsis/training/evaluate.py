@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
-from fusion.default_labels import default_labels
 from fusion.segmentor import MultimodalSegmentor
-from fusion.spatial_labels import box_point_pairs, claimed_pairs
-from mwsis.core.frame import Frame
-from mwsis.data.label_cache import FrameLabels
-from mwsis.evaluation.label_quality import LabelQuality
 from mwsis.evaluation.predictions import FramePrediction, SplitScores
 from mwsis.evaluation.protocols import OURS, PROTOCOLS, Protocol
 from mwsis.training import build
 from mwsis.training.config import RunConfig
 from mwsis.training.inference import predict
-from mwsis.training.prepare import Prepared
+from mwsis.training.label_scores import label_quality
+from mwsis.training.prepare import Prepared, ring_classes
 from mwsis.training.run import load_run
 
-__all__ = ["LABEL_METHODS", "evaluate_run", "for_protocol", "label_quality", "score_labels", "trained_from"]
+__all__ = ["evaluate_run", "for_protocol", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
-LABEL_METHODS: dict[str, Callable[[Frame, Tensor, tuple[float, ...]], Tensor]] = {
-    "frustum": lambda frame, segments, radii: box_point_pairs(frame, segments, rings=False, clustering=False),
-    "clustering": lambda frame, segments, radii: box_point_pairs(frame, segments, rings=False, radii=radii),
-    "spg": lambda frame, segments, radii: box_point_pairs(frame, segments, radii=radii),
-    "spg_default": lambda frame, segments, radii: claimed_pairs(default_labels(frame, segments)),
-}
-"""The (point, box) pairs that each label-only method claims."""
 
 
 def evaluate_run(
@@ -63,8 +50,8 @@ def evaluate_run(
     metrics: dict[str, Any] = {
         branch: {title: scores[title][branch] for title in scores} for branch in run.method.branches
     }
-    frames, labels = prepared.train.frames, prepared.train.labels
-    rows = label_quality(frames, labels, names, tuple(run.data.radii), run.data.quality_frames)
+    metrics["lidar_rows"] = {title: scores[title]["lidar_rows"] for title in scores}
+    rows = label_quality(prepared.train.frames, names, run.data.radii, run.data.quality_frames)
     metrics["labels"] = {"split": run.data.train_split, "rows": rows, "trained_on": trained_from(run, "lidar")}
     metrics["data"] = {
         "name": run.data.name,
@@ -85,10 +72,10 @@ def _scored(
     protocol: Protocol,
     on_progress: Callable[[int, int], None],
     shown: list[FramePrediction] | None = None,
-) -> dict[str, dict[str, float | None] | None]:
+) -> dict[str, Any]:
     """Return a model's scores on the validation split; ``shown`` receives the predictions of the first frames."""
     names, transform = prepared.source.class_names, build.build_transform(run, augment=False)
-    rsc = build.ring_classes(run) if run.method.rsc else ()
+    rsc = ring_classes(run) if run.method.rsc else ()
     scores = SplitScores(names, protocol)
     for prediction in predict(model, prepared.val.frames, prepared.val.labels, transform, rsc, on_progress):
         scores.add(prediction)
@@ -117,41 +104,5 @@ def trained_from(run: RunConfig, branch: str) -> str:
     labels = f"spatial labels (SPG, {method.labels})" if method.spg_rings else "clusters"
     said = [f"pseudo_ {labels if method.spg else 'labels: every point inside a 2D box'} from 2D boxes"]
     said += ["its teacher's votes (PVC)"] * method.pvc
+    said += ["ring segments (RSC)"] * method.rsc_labels
     return ", ".join(said + ["the camera teacher's masks (CSCS)"] * method.cscs.camera_to_lidar)
-
-
-def label_quality(
-    frames: Sequence[Frame],
-    labels: Sequence[FrameLabels],
-    names: tuple[str, ...],
-    radii: tuple[float, ...],
-    num_frames: int | None = None,
-) -> list[dict[str, Any]]:
-    """Return the quality rows of the label-only methods; empty when the frames have no ground truth.
-
-    Args:
-        frames, labels: of one split, same order.
-        names: of the classes.
-        radii: clustering radii, metres, in class order.
-        num_frames: look at so many frames, evenly spread; None = all.
-    """
-    quality = LabelQuality(names)
-    count = len(frames) if num_frames is None else min(num_frames, len(frames))
-    for number in range(count):
-        index = number * len(frames) // count
-        score_labels(quality, frames[index], labels[index], radii)
-    return quality.rows()
-
-
-def score_labels(quality: LabelQuality, frame: Frame, made: FrameLabels, radii: tuple[float, ...]) -> None:
-    """Add what each label-only method makes of a frame; nothing when the frame has no ground truth.
-
-    Args:
-        quality: is added to.
-        frame: the frame.
-        made: what is known about its points; only the ring segments are read.
-        radii: clustering radii, metres, in class order.
-    """
-    if frame.truth is not None:
-        for method, claimed in LABEL_METHODS.items():
-            quality.add(method, frame, claimed(frame, made.ring_segment_id, radii))

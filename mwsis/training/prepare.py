@@ -15,27 +15,34 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
+from hydra.utils import get_class
 
-from fusion.default_labels import DEFAULT, default_labels
-from fusion.spatial_labels import spatial_labels
-from lidar.rings import ring_segments
+from fusion.default_labels import DEFAULT
+from fusion.label_methods import LABEL_METHODS
 from mwsis.core.errors import ConfigError, closest_name
 from mwsis.core.frame import Frame
-from mwsis.core.instances import PointLabels
 from mwsis.data.conversion import Labelling, SplitPlan, convert, jobs_of, plan_split
 from mwsis.data.label_cache import FrameLabels, LabelCache
 from mwsis.data.source import Source
 from mwsis.data.store import FrameStore
 from mwsis.data.workers import worker_pool
-from mwsis.training.config import RunConfig, instantiated
+from mwsis.training.config import MethodConfig, RunConfig, instantiated
 
-__all__ = ["Prepared", "Split", "build_source", "importing", "labelling_of", "plan_run", "prepare"]
+__all__ = [
+    "Prepared",
+    "Split",
+    "build_source",
+    "importing",
+    "label_method_of",
+    "labelling_of",
+    "plan_run",
+    "prepare",
+    "ring_classes",
+]
 
 OnProgress = Callable[[str, int, int], None]
-Recipe = Callable[[Frame, Tensor], PointLabels]
 RECIPES = ("published", "default")
-LABEL_VERSION = 3
+LABEL_VERSION = 4
 
 
 @contextmanager
@@ -72,7 +79,25 @@ def build_source(run: RunConfig) -> Source:
     """Return the data set, checked as far as can be without reading all of it."""
     source: Source = instantiated(run.data.source, "data.source")
     source.check()
+    ring_classes(run)
     return source
+
+
+def ring_classes(run: RunConfig) -> tuple[int, ...]:
+    """Return the classes that ring segments correct, where the method asks for that; else none.
+
+    Needs the data set's class only, none of its files: a checkpoint is loaded on machines that have no data.
+
+    Raises:
+        ConfigError: the data set has no class of a name in ``method.rsc_classes``.
+    """
+    if not (run.method.rsc or run.method.rsc_labels):
+        return ()
+    known = list(get_class(run.data.source["_target_"]).class_names)  # type: ignore[attr-defined]
+    for name in run.method.rsc_classes:
+        if name not in known:
+            raise ConfigError(f"method.rsc_classes: {run.data.name} has no class '{name}'{closest_name(name, known)}")
+    return tuple(known.index(name) for name in run.method.rsc_classes)
 
 
 def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared:
@@ -98,18 +123,30 @@ def plan_run(run: RunConfig, source: Source) -> list[SplitPlan]:
 
 def labelling_of(run: RunConfig) -> Labelling:
     """Return how a run makes spatial labels, once per frame, from 2D boxes."""
-    if run.method.labels not in RECIPES:
-        raise ConfigError(f"method.labels: no '{run.method.labels}'{closest_name(run.method.labels, RECIPES)}")
-    if run.method.labels == "default" and not run.method.spg_rings:
+    name, radii = label_method_of(run.method), tuple(run.data.radii)
+    constants = DEFAULT if name == "spg_default" else f"radii={run.data.radii}"
+    settings = f"{LABEL_VERSION} {name} {LABEL_METHODS[name].rule} {constants}"
+    return Labelling(
+        partial(_label, name=name, radii=radii), settings, hashlib.sha256(settings.encode()).hexdigest()[:12]
+    )
+
+
+def label_method_of(method: MethodConfig) -> str:
+    """Return the name of the label method (`fusion.label_methods`) that a configuration asks for.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if method.labels not in RECIPES:
+        raise ConfigError(f"method.labels: no '{method.labels}'{closest_name(method.labels, RECIPES)}")
+    if method.labels == "default" and not method.spg_rings:
         raise ConfigError("method.spg_rings=false: only method.labels=published has that half; set both")
-    rings, clustering = run.method.spg and run.method.spg_rings, run.method.spg
-    recipe: Recipe = partial(spatial_labels, rings=rings, clustering=clustering, radii=tuple(run.data.radii))
-    settings = f"{LABEL_VERSION} rings={rings} clustering={clustering} radii={run.data.radii}"
-    if clustering and run.method.labels == "default":
-        recipe, settings = partial(default_labels, recipe=DEFAULT), f"{LABEL_VERSION} {DEFAULT}"
-    return Labelling(partial(_label, recipe=recipe), settings, hashlib.sha256(settings.encode()).hexdigest()[:12])
+    if not method.spg:
+        return "frustum"
+    return "spg_default" if method.labels == "default" else "spg" if method.spg_rings else "clustering"
 
 
-def _label(frame: Frame, recipe: Recipe) -> FrameLabels:
-    segments = ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
-    return FrameLabels(recipe(frame, segments), segments)
+def _label(frame: Frame, name: str, radii: tuple[float, ...]) -> FrameLabels:
+    method = LABEL_METHODS[name]
+    segments = method.segments(frame)
+    return FrameLabels(method.recipe(frame, segments, radii), segments)

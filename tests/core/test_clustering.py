@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mwsis.core import clustering
 from mwsis.core.clustering import connected_components
 from mwsis.core.errors import DataError
 from tests.reference import clustering as reference
@@ -57,6 +58,21 @@ def test_groups_are_never_joined():
 def test_far_apart_and_far_from_the_origin():
     positions = torch.tensor([[1e12, 0.0], [-1e12, 5.0], [2.5e4, 0.25], [2.5e4, 0.5]], dtype=torch.float64)
     assert connected_components(positions, 0.3).tolist() == [0, 1, 2, 2]
+
+
+def test_more_cells_than_an_int64_can_number():
+    positions = torch.tensor([[1e12, 3e12], [-1e12, 5.0], [2.5e4, 0.25], [2.5e4, 0.5], [2.5e4, 0.7]]).double()
+    groups = torch.tensor([2**62, -(2**62), 5, 5, 6])
+    assert connected_components(positions, 0.3, groups).tolist() == [0, 1, 2, 2, 3]
+    assert connected_components(positions, 0.3).tolist() == [0, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("max_tests", [1, 7, 100])
+def test_chunks_do_not_change_the_partition(monkeypatch, max_tests):
+    positions = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)) * 2
+    expected = reference.connected_components(positions, 0.3)
+    monkeypatch.setattr(clustering, "MAX_TESTS", max_tests)
+    assert torch.equal(connected_components(positions, 0.3), expected)
 
 
 def test_two_dense_cells_compared_in_chunks():

@@ -1,8 +1,23 @@
 from __future__ import annotations
 
+import sys
+
+import pytest
 import torch
 
+from mwsis.core import segment_ops
+from mwsis.core.errors import ConfigError
 from mwsis.core.segment_ops import segment_max, segment_mean, segment_median, segment_sum
+
+
+@pytest.fixture(autouse=True, params=["torch", "scatter"])
+def implementation(request):
+    """Every test holds for both; torch-scatter is an extra that takes minutes to build."""
+    if request.param == "scatter":
+        pytest.importorskip("torch_scatter", reason="the extra 'scatter' is not installed")
+    segment_ops.use(request.param)
+    yield request.param
+    segment_ops.use("torch")
 
 
 def ragged() -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,3 +64,37 @@ def test_median_equals_loops_and_is_infinite_where_nothing_is():
         assert medians[segment] == values[ids == segment, 0].median()  # torch's is the lower one, too
     assert medians[[4, 7]].tolist() == [torch.inf] * 2
     assert segment_median(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 2).tolist() == [torch.inf] * 2
+
+
+@pytest.mark.parametrize("implementation", ["scatter"], indirect=True)
+@pytest.mark.parametrize("reduce", [segment_sum, segment_mean, segment_max])
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
+def test_equal_plain_torch_with_gradients(implementation, reduce, shape):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(2000, *shape, generator=generator, requires_grad=True)
+    ids = torch.randint(0, 300, (2000,), generator=generator)
+    cotangent = torch.randn(300, *shape, generator=generator)
+    results = []
+    for name in ("torch", implementation):
+        segment_ops.use(name)
+        found = reduce(values, ids, 300)
+        found = found.masked_fill(found.isinf(), 0)
+        results.append((found.detach(), *torch.autograd.grad(found, values, cotangent)))
+    torch.testing.assert_close(*results)
+
+
+def test_gradient_of_equal_maxima(implementation):
+    values = torch.ones(4, requires_grad=True)
+    segment_max(values, torch.tensor([0, 0, 0, 1]), 2).sum().backward()
+    first = values.grad[:3].sort().values.tolist()
+    assert first == pytest.approx([1 / 3] * 3 if implementation == "torch" else [0, 0, 1])
+    assert values.grad[3] == 1
+
+
+@pytest.mark.parametrize("implementation", ["torch"], indirect=True)
+def test_what_is_not_there_cannot_be_chosen(monkeypatch):
+    with pytest.raises(ConfigError, match=r"segment_ops: expected one of \['torch', 'scatter'\], got numba"):
+        segment_ops.use("numba")
+    monkeypatch.setitem(sys.modules, "torch_scatter", None)
+    with pytest.raises(ConfigError, match=r"torch-scatter cannot be imported .*install the extra 'scatter'"):
+        segment_ops.use("scatter")

@@ -3,13 +3,12 @@
 import itertools
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from fusion.default_labels import default_labels
+from fusion.label_methods import LABEL_METHODS
 from fusion.spatial_labels import (
     CLASS_RADII,
     box_point_pairs,
@@ -18,7 +17,6 @@ from fusion.spatial_labels import (
     last_box_wins,
     spatial_labels,
 )
-from lidar.rings import ring_segments
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.frame import PixelMap
 from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D
@@ -99,10 +97,10 @@ def test_pairs_for_label_quality():
     frame, segments = random_scene(2)
     members, classes = reference.points_in_boxes2d(frame)
     every = {(point, box) for box, points in members.items() if classes[box] >= 0 for point in points}
-    assert {tuple(pair) for pair in box_point_pairs(frame, segments, False, False).tolist()} == every
+    assert {tuple(pair) for pair in box_point_pairs(frame).tolist()} == every
     instance_ids = spatial_labels(frame, segments).instance_ids
     won = {(point, box) for point, box in enumerate(instance_ids.tolist()) if box >= 0}
-    assert {tuple(pair) for pair in box_point_pairs(frame, segments).tolist()} == won
+    assert {tuple(pair) for pair in claimed_pairs(spatial_labels(frame, segments)).tolist()} == won
 
 
 def test_users_are_told_what_to_change():
@@ -141,9 +139,9 @@ def kitti_mini() -> Path:
 
 
 STUDY = {
-    (False, False): (0.630, 0.342, 0.505),
-    (False, True): (0.802, 0.845, 0.981),
-    (True, True): (0.825, 0.872, 0.981),
+    "frustum": (0.630, 0.342, 0.505),
+    "clustering": (0.802, 0.845, 0.981),
+    "spg": (0.825, 0.872, 0.981),
 }
 """Mean point IoU of Vehicle, Pedestrian, Cyclist of an independent implementation on the same ten frames."""
 STUDY_SEAM_DEG = -10.0
@@ -161,12 +159,10 @@ def real_frames():
     return [source.read(frame_id) for frame_id in source.frame_ids("all")]
 
 
-def mean_object_ious(frames, claimed):
-    """``claimed`` makes (point, box) pairs of a frame and its ring segments."""
+def mean_object_ious(frames, method):
     scores: list[list[float]] = [[], [], []]
     for frame in frames:
-        segment = ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
-        add_object_ious(scores, frame, claimed(frame, segment))
+        add_object_ious(scores, frame, LABEL_METHODS[method].pairs(frame, CLASS_RADII))
     assert [len(of_class) for of_class in scores] == [20, 2, 2]
     return [sum(of_class) / len(of_class) for of_class in scores]
 
@@ -182,21 +178,19 @@ def with_row_seam(frame, seam_deg):
 def test_label_quality_on_real_frames(real_frames):
     """All nine figures of the study, with the rows of frame 000000 cut where the study cut them."""
     frames = [with_row_seam(f, STUDY_SEAM_DEG) if f.frame_id == "000000" else f for f in real_frames]
-    for (rings, clustering), expected in STUDY.items():
-        claimed = partial(box_point_pairs, rings=rings, clustering=clustering)
-        assert mean_object_ious(frames, claimed) == pytest.approx(expected, abs=0.005)
+    for method, expected in STUDY.items():
+        assert mean_object_ious(frames, method) == pytest.approx(expected, abs=0.005)
 
 
 @pytest.mark.real_data
 def test_rows_cut_at_the_true_seam_help_the_pedestrian_of_frame_0(real_frames):
     """There our rows leave 22 ground points between the legs to the ground: .893 instead of the study's .872."""
-    assert mean_object_ious(real_frames, box_point_pairs) == pytest.approx((0.827, 0.893, 0.981), abs=0.005)
+    assert mean_object_ious(real_frames, "spg") == pytest.approx((0.827, 0.893, 0.981), abs=0.005)
 
 
 @pytest.mark.real_data
 def test_our_recipe_on_real_frames(real_frames):
-    ours = mean_object_ious(real_frames, lambda frame, segments: claimed_pairs(default_labels(frame, segments)))
-    assert ours == pytest.approx((0.875, 0.929, 0.981), abs=0.005)
+    assert mean_object_ious(real_frames, "spg_default") == pytest.approx((0.883, 0.929, 0.981), abs=0.005)
 
 
 def add_object_ious(scores, frame, pairs):

@@ -18,16 +18,36 @@ def object_counts(frame: Frame, pairs: list[tuple[int, int]]) -> dict[int, dict[
             if instance < 0 or bool(view.labels.ignore[own]):
                 continue
             wanted = {point for point in range(len(frame.points)) if is_wanted(frame, point, camera, instance)}
-            labelled = {point for point, of in pairs if of == box and int(truth.semantic_labels[point]) != IGNORE}
+            same = boxes_of_object(frame, box, camera, instance)
+            labelled = {point for point, of in pairs if of == box or (of in same and shows(frame, point, camera))}
+            labelled = {point for point in labelled if int(truth.semantic_labels[point]) != IGNORE}
             if len(wanted) >= 5:
                 found[box] = counts(frame, wanted, labelled, instance)
     return found
 
 
+def boxes_of_object(frame: Frame, box: int, camera: int, instance: int) -> set[int]:
+    """Return the boxes of the same object in other cameras."""
+    found, number = set(), -1
+    for other, ids in enumerate(frame.truth.box_instance_ids):
+        for own in ids.tolist():
+            number += 1
+            if own == instance and other != camera:
+                found.add(number)
+    return found - {box}
+
+
+def shows(frame: Frame, point: int, camera: int) -> bool:
+    return camera in frame.pixels.camera_index[point].tolist()
+
+
 def is_wanted(frame: Frame, point: int, camera: int, instance: int) -> bool:
-    seen = camera in frame.pixels.camera_index[point].tolist()
     truth = frame.truth
-    return seen and int(truth.instance_ids[point]) == instance and int(truth.semantic_labels[point]) != IGNORE
+    return (
+        shows(frame, point, camera)
+        and int(truth.instance_ids[point]) == instance
+        and int(truth.semantic_labels[point]) != IGNORE
+    )
 
 
 def counts(frame: Frame, wanted: set[int], labelled: set[int], instance: int) -> dict[str, float]:

@@ -1,33 +1,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
 
 from mwsis.core.errors import ConfigError
 from tools import benchmark
+from tools.benchmarks import decode
 
-TINY = benchmark.Sizes(
-    top=(4, 30),
-    other=(3, 10),
-    num_points=40,
-    num_frames=3,
-    image_bytes=50,
-    street=(8, 32),
-    few=(4, 16),
-    image_width=64,
-    repeats=2,
-)
+TINY = {
+    "decode": {"top": (4, 30), "other": (3, 10)},
+    "store": {"num_points": 40, "num_frames": 3, "image_bytes": 50},
+    "labels": {"street": (8, 32), "few": (4, 16), "image_width": 64},
+    "clustering": {"num_points": (50, 400), "street": (8, 32), "image_width": 64},
+    "point_ap": {"num_frames": 2, "num_points": 2000, "num_objects": 6, "num_detections": 9},
+    "networks": {"networks": ("unet_v2",), "street": (8, 32), "image_width": 64},
+}
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "Sizes", lambda: TINY)
+    for suite, sizes in TINY.items():
+        module = import_module(f"tools.benchmarks.{suite}")
+        monkeypatch.setattr(module, "Sizes", partial(module.Sizes, **sizes, repeats=2))
 
 
-@pytest.mark.parametrize(("suite", "num_rows"), [("decode", 4), ("store", 3), ("labels", 3)])
+@pytest.mark.parametrize(
+    ("suite", "num_rows"),
+    [("decode", 4), ("store", 3), ("labels", 3), ("clustering", 6), ("point_ap", 2), ("networks", 2)],
+)
 def test_rows_are_printed_and_written(suite, num_rows, tmp_path, capsys):
     benchmark.main([f"suite={suite}", f"json={tmp_path / 'rows.json'}"])
     written = json.loads((tmp_path / "rows.json").read_text())
@@ -54,9 +58,9 @@ def test_different_results_are_not_timed(monkeypatch, capsys):
         name = "1 2 camera_projection_compressed"
         return arrays | {name: arrays[name] + 1}
 
-    right = benchmark.read_with_messages
-    monkeypatch.setattr(benchmark, "read_with_messages", wrong)
-    monkeypatch.setattr(benchmark, "best_times", None)
+    right = decode.read_with_messages
+    monkeypatch.setattr(decode, "read_with_messages", wrong)
+    monkeypatch.setattr(decode, "best_times", None)
     with pytest.raises(SystemExit) as stopped:
         benchmark.main(["suite=decode"])
     assert stopped.value.code == 1
@@ -64,7 +68,7 @@ def test_different_results_are_not_timed(monkeypatch, capsys):
 
 
 def test_made_up_frame_has_what_waymo_has():
-    arrays = benchmark.record_arrays(benchmark.made_up_record(replace(TINY, top=(8, 50))))
+    arrays = decode.record_arrays(decode.made_up_record(decode.Sizes(top=(8, 50))))
     shapes = {name: array.shape for name, array in arrays.items() if name.startswith("1 ")}
     assert shapes == {
         "1 1 range_image_compressed": (8, 50, 4),

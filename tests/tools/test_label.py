@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from fusion.default_labels import default_labels
+from fusion.label_methods import LABEL_METHODS
 from fusion.spatial_labels import spatial_labels
-from lidar.rings import ring_segments
+from lidar.rings import LOCAL, ring_segments
 from mwsis.data.kitti import KittiSource
 from mwsis.data.label_files import read_labels
-from mwsis.training.evaluate import LABEL_METHODS
 from tests.tools.test_commands import kitti_folder
 from tools import label
 
@@ -50,9 +50,10 @@ def labelled(folder, tmp_path):
 
 
 def expected_labels(frame, method):
-    segments = ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
+    seen = frame.pixels.in_any_image
     if method == "spg_default":
-        return default_labels(frame, segments)
+        return default_labels(frame, ring_segments(frame.points, frame.lidar, seen, LOCAL))
+    segments = ring_segments(frame.points, frame.lidar, seen)
     return spatial_labels(frame, segments, rings=method == "spg", clustering=method != "frustum")
 
 

@@ -8,7 +8,7 @@ import torch
 from fusion.vote_history import DEPTH
 from mwsis.core.errors import ConfigError
 from mwsis.core.instances import BACKGROUND
-from mwsis.training import build
+from mwsis.training import build, prepare
 from mwsis.training.callbacks import read_losses
 from mwsis.training.config import VOTES_KEPT
 from mwsis.training.folder import RunFolder
@@ -53,11 +53,11 @@ def test_an_unknown_class_is_refused_before_training(compose_tiny, switch):
     sentence = r"method\.rsc_classes: street has no class 'Cyclists'; did you mean 'Cyclist'\?"
     with pytest.raises(ConfigError, match=sentence):
         build.build_method(run)
-    assert build.ring_classes(compose_tiny("method.rsc_classes=[Lorry]")) == ()  # nobody asks
+    assert prepare.ring_classes(compose_tiny("method.rsc_classes=[Lorry]")) == ()  # nobody asks
 
 
 def test_classes_are_names(compose_tiny):
-    assert build.ring_classes(compose_tiny("method.rsc=true")) == (0, 2)
+    assert prepare.ring_classes(compose_tiny("method.rsc=true")) == (0, 2)
     chosen = compose_tiny("method.rsc_labels=true", "method.rsc_classes=[Pedestrian,Vehicle]")
     assert build.build_method(chosen).correct_segments_of == (1, 0)
     assert build.build_method(compose_tiny("method.rsc=true")).correct_segments_of == ()
@@ -98,9 +98,14 @@ def test_corrected_predictions_are_grouped(tmp_path, compose_tiny, prepare_tiny)
     run = compose_tiny("method=frustum")
     prepared = prepare_tiny(run)
     model = build_step(run, prepared, RunFolder(tmp_path)).student
-    torch.nn.init.normal_(model.lidar.head.classes.weight, std=3.0)
-    torch.nn.init.zeros_(model.lidar.head.classes.bias)
-    transform = build.build_transform(run, augment=False)
+    transform, layer = build.build_transform(run, augment=False), model.lidar.head.classes
+    torch.manual_seed(0)
+    torch.nn.init.normal_(layer.weight, std=10.0)
+    logits: list[torch.Tensor] = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    next(iter(predict(model, prepared.val.frames, prepared.val.labels, transform, ())))
+    hook.remove()
+    torch.nn.init.constant_(layer.bias, -float(logits[0].amax(1).quantile(0.3)))  # three points of ten are background
     plain, corrected = (
         next(iter(predict(model, prepared.val.frames, prepared.val.labels, transform, classes))).points
         for classes in ((), (0, 2))
