@@ -19,10 +19,15 @@ from fusion.spatial_labels import boxes_of
 from mwsis.core.errors import ConfigError
 from mwsis.core.frame import Frame
 from mwsis.core.instances import BACKGROUND, IGNORE, PointLabels
-from mwsis.core.segment_ops import segment_mean, segment_median
+from mwsis.core.segment_ops import segment_mean, segment_median, segment_sum
 
 __all__ = ["DEFAULT", "LabelRecipe", "default_labels"]
 
+CONFIDENCE = (-6.0, 2.75, 4.5, 2.65)
+"""Logit of a label's confidence: constant, share of the box's score that its cluster has, share of that thing that
+lies in the box, whether the point is of the cluster and not of the footprint. Logistic regression on a street world,
+both kinds of boxes. On another world: labels of mean confidence .974 are right to .987 (boxes that show visible parts)
+and .973 (boxes that run behind occluders), of .93 to .97 and .94, of .86 to .90 and .95, of .73 to .71 and .62."""
 SURE_FACTOR = 1e-3
 """What a cluster at an impossible distance keeps of its score, so that it wins where there is no other."""
 ROUNDS = 2
@@ -89,9 +94,10 @@ def default_labels(frame: Frame, ring_segment_id: Tensor, recipe: LabelRecipe = 
         recipe: the constants.
 
     Returns:
-        N pseudo labels. An instance id is the index of the first box that shows the object, counted on over the cameras
-        (objects and ignore regions alike). `IGNORE`: no image shows the point, or it belongs to no object and lies in
-        an ignore region or, as a candidate, close to the object of its box.
+        N pseudo labels with their `CONFIDENCE`, 1 for those that name no class. An instance id is the index of the
+        first box that shows the object, counted on over the cameras (objects and ignore regions alike). `IGNORE`: no
+        image shows the point, or it belongs to no object and lies in an ignore region or, as a candidate, close to the
+        object of its box.
 
     Raises:
         ConfigError: a box has a class without constants.
@@ -104,17 +110,20 @@ def default_labels(frame: Frame, ring_segment_id: Tensor, recipe: LabelRecipe = 
     in_ignored = box_labels[pairs[:, 1]] < 0
     claims = BoxClaims(frame, pairs[~in_ignored], box_labels)
     candidate = _candidates(claims, ring_segment_id, recipe)
-    won = _things_taken(claims, candidate, recipe)
+    won, confidence = _things_taken(claims, candidate, recipe)
     outside = claims.outside(won.nonzero()[:, 0], recipe.unsure)
     object_of_box = _objects(claims, won, box_labels, recipe)
-    instance_ids = _nearest_first(claims, won | _footprint(claims, outside, recipe), object_of_box)
+    claimed = won | _footprint(claims, outside, recipe)
+    instance_ids = _nearest_first(claims, claimed, object_of_box)
     labelled = instance_ids >= 0
     ignored = ~claims.seen.any(1)
     ignored[pairs[in_ignored, 0]] = True
     ignored[claims.point[candidate & (outside < recipe.unsure)]] = True
     semantic_labels = torch.where(ignored, IGNORE, BACKGROUND)
     semantic_labels[labelled] = box_labels[instance_ids[labelled]]
-    return PointLabels(semantic_labels, instance_ids)
+    owned = claimed & (instance_ids[claims.point] == object_of_box[claims.box])
+    sure = torch.zeros_like(claims.range).scatter_reduce(0, claims.point[owned], confidence[owned], "amax")
+    return PointLabels(semantic_labels, instance_ids, torch.where(labelled, sure, 1.0).float())
 
 
 def _candidates(claims: BoxClaims, ring_segment_id: Tensor, recipe: LabelRecipe) -> Tensor:
@@ -129,25 +138,35 @@ def _candidates(claims: BoxClaims, ring_segment_id: Tensor, recipe: LabelRecipe)
     return stays
 
 
-def _things_taken(claims: BoxClaims, candidate: Tensor, recipe: LabelRecipe) -> Tensor:
-    """Return (P,) bool: the cluster of candidates that each box takes, no two boxes of an image the same."""
+def _things_taken(claims: BoxClaims, candidate: Tensor, recipe: LabelRecipe) -> tuple[Tensor, Tensor]:
+    """Let each box take a cluster of its candidates, no two boxes of an image the same.
+
+    Returns:
+        won: (P,) bool, the rows of the clusters taken.
+        confidence: (P,) float64, how likely the row's point is of the box's class, if the box has it.
+    """
     scene_share = claims.scene_share(recipe.scene_heights, recipe.scene_radius, recipe.scene_columns)
-    won = _winners(claims, candidate, scene_share, recipe)
+    won, part = _winners(claims, candidate, scene_share, recipe)
     for _ in range(ROUNDS):
         again, taken = _conflicts(claims, won, scene_share, recipe)
         if not bool(again.any()):
             break
         free = candidate & again[claims.box] & ~taken
-        won = (won & ~again[claims.box]) | _winners(claims, free, scene_share, recipe)
-    return won
+        instead, part_of_free = _winners(claims, free, scene_share, recipe)
+        won, part = (won & ~again[claims.box]) | instead, torch.where(again, part_of_free, part)
+    rows = won.nonzero()[:, 0]
+    constant, of_part, of_share, of_won = CONFIDENCE
+    of_box = constant + of_part * part + of_share * claims.mean_of_boxes(scene_share[rows], rows)
+    return won, (of_box[claims.box] + of_won * won).sigmoid()
 
 
-def _winners(claims: BoxClaims, candidate: Tensor, scene_share: Tensor, recipe: LabelRecipe) -> Tensor:
-    """Return (P,) bool: the cluster of candidates with the best score in each box."""
+def _winners(claims: BoxClaims, candidate: Tensor, scene_share: Tensor, recipe: LabelRecipe) -> tuple[Tensor, Tensor]:
+    """Return (P,) bool, the cluster of candidates with the best score in each box, and (G,) its part of all scores."""
     rows = candidate.nonzero()[:, 0]
     won = torch.zeros_like(candidate)
+    part = torch.zeros(claims.num_boxes, dtype=torch.float64, device=rows.device)
     if not len(rows):
-        return won
+        return won, part
     cluster = claims.clusters(rows, recipe.radii, recipe.columns, recipe.widest)
     num = int(cluster.max()) + 1
     size = torch.bincount(cluster, minlength=num).double()
@@ -162,7 +181,7 @@ def _winners(claims: BoxClaims, candidate: Tensor, scene_share: Tensor, recipe: 
     first = torch.where(score == best[owner], number, num)
     winner = first.new_full((claims.num_boxes,), num).scatter_reduce(0, owner, first, "amin")
     won[rows] = cluster == winner[claims.box[rows]]
-    return won
+    return won, best / segment_sum(score, owner, claims.num_boxes).clamp(min=1e-9)
 
 
 def _conflicts(claims: BoxClaims, won: Tensor, scene_share: Tensor, recipe: LabelRecipe) -> tuple[Tensor, Tensor]:

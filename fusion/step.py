@@ -200,7 +200,7 @@ class PretrainingStep(nn.Module):
             self._record_votes(batch, taught, progress)
         output: PointOutput = self.student.lidar(batch.points)
         losses["lidar/semantic"] = self.method.semantic(
-            output.class_logits, pseudo.semantic_labels, valid=output.in_range
+            output.class_logits, pseudo.semantic_labels, valid=output.in_range, confidence=pseudo.weight
         )
         losses["lidar/vote"] = self.method.vote_weight * vote_loss(
             output.vote_encoded,

@@ -263,7 +263,7 @@ def correct_labels(pseudo: PointLabels, votes: Tensor) -> PointLabels:
 
     Returns:
         N labels. A relabelled point loses its instance unless its class stays the same; it gains none, so it has no
-        centre to vote for. A point that was `IGNORE` and has a vote becomes supervised.
+        centre to vote for; its new label is certain. A point that was `IGNORE` and has a vote becomes supervised.
 
     Source: MWSIS (AAAI 2024), PVC.
     """
@@ -272,4 +272,5 @@ def correct_labels(pseudo: PointLabels, votes: Tensor) -> PointLabels:
     return PointLabels(
         torch.where(voted, votes, pseudo.semantic_labels),
         torch.where(changed, -1, pseudo.instance_ids),
+        torch.where(changed, 1.0, pseudo.weight),
     )

@@ -93,6 +93,7 @@ def semantic_loss(
     semantic_labels: Tensor,
     *,
     valid: Tensor | None = None,
+    confidence: Tensor | None = None,
     gamma: float = FOCAL_GAMMA,
     alpha: float = FOCAL_ALPHA,
     weight: float = SEMANTIC_WEIGHT,
@@ -104,6 +105,7 @@ def semantic_loss(
         class_logits: (N, C) float32.
         semantic_labels: (N,) int64, class, `BACKGROUND` (all classes off) or `IGNORE` (left out).
         valid: (N,) bool, points to keep (`PointOutput.in_range`); all when None.
+        confidence: (N,) float32, factor of each point's loss; 1 each when None (*generalised*).
         gamma: focusing exponent.
         alpha: share of the positives.
         weight: factor of the whole.
@@ -123,6 +125,8 @@ def semantic_loss(
     loss = sigmoid_focal(logits, targets, alpha, gamma)
     if class_weights:
         loss = loss * loss.new_tensor(class_weights)
+    if confidence is not None:
+        loss = loss * confidence[keep, None]
     return weight * loss.sum() / normaliser(loss.new_tensor(logits.numel()))
 
 

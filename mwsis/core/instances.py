@@ -167,16 +167,27 @@ class PointLabels:
     Attributes:
         semantic_labels: (N,) int64, class, `BACKGROUND` or `IGNORE`.
         instance_ids: (N,) int64, unique within the frame, -1 none.
+        confidence: (N,) float32 in [0, 1], how likely the semantic label is right; None = all certain, as those given
+            are. A certain label of a point is 1.
     """
 
     semantic_labels: Tensor
     instance_ids: Tensor
+    confidence: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.semantic_labels)
 
     def __getitem__(self, keep: Tensor) -> PointLabels:
-        return PointLabels(self.semantic_labels[keep], self.instance_ids[keep])
+        confidence = None if self.confidence is None else self.confidence[keep]
+        return PointLabels(self.semantic_labels[keep], self.instance_ids[keep], confidence)
+
+    @property
+    def weight(self) -> Tensor:
+        """(N,) float32: the confidence, 1 where there is none."""
+        if self.confidence is not None:
+            return self.confidence
+        return torch.ones(len(self), device=self.semantic_labels.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,6 +104,7 @@ def collate(samples: list[Sample]) -> Batch:
         pseudo=PointLabels(
             torch.cat([sample.pseudo.semantic_labels for sample in samples]),
             torch.cat([sample.pseudo.instance_ids for sample in samples]),
+            torch.cat([sample.pseudo.weight for sample in samples]),
         ),
     )
 

@@ -1,6 +1,6 @@
 """Labels made from 2D boxes, computed once per frame and kept beside the frame store.
 
-Ring segments and spatial labels depend on no augmentation, so training reads them from memory-mapped files (9 bytes a
+Ring segments and spatial labels depend on no augmentation, so training reads them from memory-mapped files (10 bytes a
 point), one file per segment as the store. How labels are made is the caller's function (`fusion.spatial_labels`);
 votes, which change during training, are in `fusion.vote_history`. Next: `dataset.py`, which joins frames and labels.
 """
@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 PART = "labels"
+CERTAIN = 255
+"""What confidence 1 is kept as."""
 
 Labeller = Callable[[Frame], "FrameLabels"]
 
@@ -93,8 +95,9 @@ class LabelCache(Sequence[FrameLabels]):
             return [self[position] for position in range(*index.indices(len(self)))]
         path, row = self._rows[index]
         _, parts = self._files[path].read(row, (PART,))
-        semantic_labels, instance_ids, ring_segment_id = (values.long() for values in parts[PART])
-        return FrameLabels(PointLabels(semantic_labels, instance_ids), ring_segment_id)
+        semantic_labels, instance_ids, ring_segment_id, confidence = parts[PART]
+        pseudo = PointLabels(semantic_labels.long(), instance_ids.long(), confidence.float() / CERTAIN)
+        return FrameLabels(pseudo, ring_segment_id.long())
 
 
 def plan_labels(frames: FilePlan, root: Path | str, settings: str) -> FilePlan:
@@ -129,6 +132,7 @@ def label_record(frame: Frame, labeller: Labeller) -> Record:
         _narrow(labels.pseudo.semantic_labels, torch.int8),
         _narrow(labels.pseudo.instance_ids, torch.int32),
         _narrow(labels.ring_segment_id, torch.int32),
+        (labels.pseudo.weight * CERTAIN).round().to(torch.uint8),
     )
     return Record(frame.frame_id, num_points, {PART: parts})
 

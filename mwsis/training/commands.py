@@ -35,6 +35,11 @@ __all__ = [
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+HEADLINES = (
+    *("mask_ap", "mask_ap50", "mask_ap75", "matched_mask_iou", "matched_box_iou"),
+    *("instance_ap", "instance_ap50", "instance_ap25", "miou"),
+)
+"""The scores that are printed; `metrics.json` has all."""
 
 
 def run_command(main: Callable[[list[str]], None], description: str) -> None:
@@ -151,9 +156,7 @@ def print_scores(metrics: dict[str, Any]) -> None:
     """Print the headline scores, one line per branch and model."""
     for branch in ("camera", "lidar"):
         for model, scores in (metrics.get(branch) or {}).items():
-            chosen = {
-                name: value for name, value in (scores or {}).items() if isinstance(value, float) and "/" not in name
-            }
+            chosen = {name: value for name, value in (scores or {}).items() if name in HEADLINES and value is not None}
             text = "  ".join(f"{name} {value:.3f}" for name, value in chosen.items())
             print(f"{branch} {model}: {text or 'no ground truth to score against'}")
 

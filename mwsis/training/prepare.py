@@ -42,7 +42,7 @@ __all__ = [
 
 OnProgress = Callable[[str, int, int], None]
 RECIPES = ("published", "default")
-LABEL_VERSION = 4
+LABEL_VERSION = 5
 
 
 @contextmanager

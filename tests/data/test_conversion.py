@@ -78,7 +78,7 @@ class SmallSource:
 def label(frame: Frame) -> FrameLabels:
     assert frame.truth is None
     ring = frame.points.ring.long()
-    return FrameLabels(PointLabels(ring % 3 - 1, ring), ring - 1)
+    return FrameLabels(PointLabels(ring % 3 - 1, ring, (ring % 2).float()), ring - 1)
 
 
 def plans_of(source: SmallSource, home: Path) -> list[SplitPlan]:

@@ -17,7 +17,8 @@ from tests.data.frames_for_tests import RandomSource, assert_same, converted
 def expected_labels(frame: Frame) -> FrameLabels:
     assert frame.truth is None
     ring = frame.points.ring.long()
-    return FrameLabels(PointLabels(ring % 5 - 2, ring * 1000 - 1), frame.points.azimuth_column.long() * 700_000)
+    pseudo = PointLabels(ring % 5 - 2, ring * 1000 - 1, (ring * 37 % 256).float() / 255)
+    return FrameLabels(pseudo, frame.points.azimuth_column.long() * 700_000)
 
 
 def test_labels_come_back(tmp_path: Path) -> None:
@@ -29,6 +30,17 @@ def test_labels_come_back(tmp_path: Path) -> None:
     assert_same(pickle.loads(pickle.dumps(cache))[-1], cache[4])
     with pytest.raises(IndexError):
         cache[5]
+
+
+def test_labels_without_a_confidence_are_certain(tmp_path: Path) -> None:
+    def certain(frame: Frame) -> FrameLabels:
+        labels = expected_labels(frame)
+        return FrameLabels(
+            PointLabels(labels.pseudo.semantic_labels, labels.pseudo.instance_ids), labels.ring_segment_id
+        )
+
+    cache = LabelCache(converted(RandomSource(), tmp_path, certain).labels.root)
+    assert {float(value) for labels in cache for value in labels.pseudo.confidence} == {1.0}
 
 
 def test_only_other_settings_or_frames_label_again(tmp_path: Path) -> None:

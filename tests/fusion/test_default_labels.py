@@ -72,9 +72,10 @@ def test_equals_slow_twin(seed: int, scene) -> None:
     frame = replace(frame, points=replace(frame.points, xyz=frame.points.xyz * scale))
     recipe = replace(DEFAULT, heights=(0.3, 0.5, 0.4))
     labels = default_labels(frame, segments, recipe)
-    semantic, instance = reference.default_labels(frame, segments.numpy(), recipe)
+    semantic, instance, confidence = reference.default_labels(frame, segments.numpy(), recipe)
     assert labels.instance_ids.tolist() == instance.tolist()
     assert labels.semantic_labels.tolist() == semantic.tolist()
+    assert labels.confidence.tolist() == pytest.approx(confidence.tolist(), abs=1e-6)
     assert len(set(instance.tolist())) > 2
 
 

@@ -1,6 +1,7 @@
 """The vote history: equal to stored probabilities, and exact after a kill at any moment."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,8 @@ def test_other_processes_drop_what_one_has_written(tmp_path):
 def test_corrected_labels():
     pseudo = PointLabels(torch.tensor([0, 0, 0, BACKGROUND, IGNORE, IGNORE, 1]), torch.tensor([4, 4, 4, -1, -1, -1, 6]))
     votes = torch.tensor([0, BACKGROUND, 2, 1, BACKGROUND, IGNORE, IGNORE])
+    pseudo = replace(pseudo, confidence=torch.full((7,), 0.5))
     corrected = correct_labels(pseudo, votes)
     assert corrected.semantic_labels.tolist() == [0, BACKGROUND, 2, 1, BACKGROUND, IGNORE, 1]
     assert corrected.instance_ids.tolist() == [4, -1, -1, -1, -1, -1, 6]
+    assert corrected.confidence.tolist() == [0.5, 1, 1, 1, 1, 0.5, 0.5]

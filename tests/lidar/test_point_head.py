@@ -39,6 +39,14 @@ def test_semantic_loss_equals_its_formula() -> None:
     assert float(semantic_loss(logits, labels)) == pytest.approx(100 * total / count, rel=1e-4)
 
 
+def test_confidence_is_a_factor_of_each_points_loss() -> None:
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, BACKGROUND, IGNORE])
+    apart = [float(semantic_loss(logits[row : row + 1], labels[row : row + 1])) for row in (0, 1)]
+    weighted = semantic_loss(logits, labels, confidence=torch.tensor([0.25, 1.0, 0.5]))
+    assert float(weighted) == pytest.approx((0.25 * apart[0] + apart[1]) / 2, rel=1e-5)
+
+
 def test_ignored_and_invalid_points_carry_no_gradient() -> None:
     logits = torch.zeros(4, 3, requires_grad=True)
     labels = torch.tensor([0, IGNORE, 1, BACKGROUND])

@@ -35,8 +35,10 @@ def lower_median(values: list[float]) -> float:
     return sorted(values)[(len(values) - 1) // 2]
 
 
-def default_labels(frame: Frame, segment_id: np.ndarray, recipe: LabelRecipe) -> tuple[np.ndarray, np.ndarray]:
-    """Return semantic labels and instance ids."""
+def default_labels(
+    frame: Frame, segment_id: np.ndarray, recipe: LabelRecipe
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return semantic labels, instance ids and confidences."""
     return Labeller(frame, segment_id, recipe).labels()
 
 
@@ -54,6 +56,7 @@ class Labeller:
             {point for point in range(len(self.xyz)) if camera in index[point]} for camera in range(len(frame.cameras))
         ]
         self.column = 2 * math.pi / frame.lidar.num_columns
+        self.part: dict[int, float] = {}
         self.scene_of = {point: set(thing) for thing in self.things() for point in thing}
         self.segment_of = {
             point: set(np.flatnonzero(segment_id == number).tolist())
@@ -88,15 +91,17 @@ class Labeller:
         to_camera = view.camera_SE3_vehicle.numpy()
         expected = float(view.intrinsics[1]) * recipe.heights[kind] / max(bottom - top, 1.0)
         per_metre = min(recipe.columns[kind] * self.column, recipe.widest)
-        best, chosen = -1.0, []
+        best, chosen, scores = -1.0, [], [1e-9]
         for cluster in clusters({p: place(self.xyz[p, :2], recipe.radii[kind], per_metre) for p in points}):
             depth = lower_median([float(to_camera[2, :3] @ self.xyz[p] + to_camera[2, 3]) for p in cluster])
             off = math.log(max(depth, 0.1) / expected)
             sigma = recipe.nearer_sigma if off < 0 else recipe.depth_sigma
             fits = max(math.exp(-0.5 * (off / sigma) ** 2), 1e-3)
             score = len(cluster) * self.thing_share(cluster, box) ** recipe.share_power * fits
+            scores.append(score)
             if score > best * (1 + 1e-12):
                 best, chosen = score, cluster
+        self.part[box] = max(best, 0.0) / sum(scores)
         return chosen
 
     def reason(self, box: int, points: list[int]) -> float:
@@ -157,7 +162,11 @@ class Labeller:
                         group[box] = joined
         return {box: min(boxes) for box, boxes in group.items()}
 
-    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+    def confidence(self, box: int, won: list[int], point: int) -> float:
+        logit = -6 + 2.75 * self.part[box] + 4.5 * self.thing_share(won, box) + 2.65 * (point in won)
+        return 1 / (1 + math.exp(-logit))
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         recipe, xyz = self.recipe, self.xyz
         free = {box: self.candidates(box) for box in self.objects}
         won = self.things_taken(free)
@@ -165,26 +174,26 @@ class Labeller:
         angles = np.arange(32) * (2 * math.pi / 32)
         along = xyz[:, :2] @ np.stack([np.cos(angles), np.sin(angles)])
         claims: dict[int, list[int]] = {}
+        sure: dict[tuple[int, int], float] = {}
         unsure: set[int] = set()
         for box in self.objects:
             if won[box]:
                 edge = along[won[box]].max(0)
                 unsure |= {p for p in free[box] if (along[p] - edge).max() < recipe.unsure}
-                claims.setdefault(object_of[box], []).extend(
-                    p
-                    for p in self.members[box]
-                    if p in won[box]
-                    or (
-                        (along[p] <= edge + recipe.footprint).all()
-                        and self.height[p] > recipe.floor - recipe.floor_slope * max(self.reach[p] - 20, 0)
-                    )
-                )
+                floor = recipe.floor - recipe.floor_slope * (self.reach - 20).clip(min=0)
+                below = (along <= edge + recipe.footprint).all(1) & (self.height > floor)
+                claimed = [p for p in self.members[box] if p in won[box] or below[p]]
+                claims.setdefault(object_of[box], []).extend(claimed)
+                for point in claimed:
+                    key = (object_of[box], point)
+                    sure[key] = max(sure.get(key, 0.0), self.confidence(box, won[box], point))
         semantic, instance = np.full(len(xyz), BACKGROUND), np.full(len(xyz), -1)
+        confidence = np.ones(len(xyz))
         for box in sorted(claims, key=lambda box: (-lower_median([self.reach[p] for p in claims[box]]), -box)):
             for point in claims[box]:  # nearer objects come later and overwrite
-                semantic[point], instance[point] = self.classes[box], box
+                semantic[point], instance[point], confidence[point] = self.classes[box], box, sure[box, point]
         hidden = {point for box, points in self.members.items() if self.classes[box] < 0 for point in points}
         for point in np.flatnonzero(instance < 0).tolist():
             if point in hidden or point in unsure or not any(point in points for points in self.shown):
                 semantic[point] = IGNORE
-        return semantic, instance
+        return semantic, instance, confidence
