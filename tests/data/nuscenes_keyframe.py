@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from mwsis.core.geometry import CameraModel, points_in_boxes3d, transform_points
 from mwsis.core.instances import BACKGROUND, Boxes2D
 from mwsis.data.range_image import azimuth_columns
 
-FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes_keyframe"
+SHARED = Path(os.environ.get("MWSIS_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+FOLDER = SHARED / "data" / "nuscenes_keyframe"
 NUM_BEAMS, NUM_COLUMNS = 32, 1084
 CLASS_OF_LABEL = {0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 6: 0, 7: 1, 5: 2}  # cars of all kinds, pedestrians, bicycles
 CLASS_NAMES = ("Vehicle", "Pedestrian", "Cyclist")

@@ -11,17 +11,13 @@ def points_in_boxes2d(frame: Frame) -> tuple[dict[int, list[int]], list[int]]:
     """Return the points of each box (index over all cameras) and the class of each box, -1 for an ignore region."""
     members: dict[int, list[int]] = {}
     classes: list[int] = []
+    pixels, cameras = frame.pixels.pixel_uv.tolist(), frame.pixels.camera_index.tolist()
     for camera, view in enumerate(frame.cameras):
-        for box, label, ignore in zip(view.labels.boxes, view.labels.labels, view.labels.ignore):
+        for box, label, ignore in zip(view.labels.boxes.tolist(), view.labels.labels, view.labels.ignore):
             inside = []
             for point in range(len(frame.points)):
-                for slot in range(frame.pixels.camera_index.shape[1]):
-                    u, v = frame.pixels.pixel_uv[point, slot]
-                    if (
-                        frame.pixels.camera_index[point, slot] == camera
-                        and box[0] <= u < box[2]
-                        and box[1] <= v < box[3]
-                    ):
+                for (u, v), shown_by in zip(pixels[point], cameras[point]):
+                    if shown_by == camera and box[0] <= u < box[2] and box[1] <= v < box[3]:
                         inside.append(point)
                         break
             members[len(classes)] = inside
@@ -48,16 +44,24 @@ def ring_flags(in_box: np.ndarray, seen: np.ndarray, segment_id: np.ndarray) -> 
 
 def largest_cluster(xy: np.ndarray, members: list[int], radius: float) -> list[int]:
     clusters: list[list[int]] = []
-    left = list(members)
-    while left:
-        cluster, frontier = [left.pop(0)], 0
+    left = np.array(members, dtype=int)
+    while len(left):
+        cluster, left, frontier = [int(left[0])], left[1:], 0
         while frontier < len(cluster):
-            near = [p for p in left if np.hypot(*(xy[p] - xy[cluster[frontier]])) < radius]
-            left = [p for p in left if p not in near]
-            cluster += near
+            near = np.hypot(*(xy[left] - xy[cluster[frontier]]).T) < radius
+            cluster, left = cluster + left[near].tolist(), left[~near]
             frontier += 1
         clusters.append(cluster)
     return max(clusters, key=len) if clusters else []  # the first of equally large ones
+
+
+def centroids(xyz: np.ndarray, instance: np.ndarray) -> np.ndarray:
+    """Return (N, 3) the mean of the points of each point's instance; the point itself without one."""
+    centre = xyz.copy()
+    for point, own in enumerate(instance):
+        if own >= 0:
+            centre[point] = xyz[instance == own].mean(0)
+    return centre
 
 
 def spatial_labels(

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from fusion.default_labels import default_labels
-from fusion.spatial_labels import CLASS_RADII, spatial_labels
-from lidar.rings import ring_segments
+from fusion.label_methods import LABEL_METHODS
+from fusion.spatial_labels import CLASS_RADII
 from mwsis.core.frame import Frame
+from mwsis.core.instances import PointLabels
 from tests.reference import rings as slow_rings
 from tests.reference import spatial_labels as slow_labels
 from tools.benchmarks.measure import Row, best_times, comparison, require_same
@@ -41,8 +41,9 @@ def run(folder: Path, sizes: Sizes) -> tuple[dict[str, Any], list[Row]]:
     have the budget of a frame as reference: 60 ms for the published labels, 250 ms for ours.
     """
 
-    def segments_of(frame: Frame) -> Any:
-        return ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image)
+    def quick(frame: Frame, name: str) -> PointLabels:
+        method = LABEL_METHODS[name]
+        return method.recipe(frame, method.segments(frame), CLASS_RADII)
 
     def slow(frame: Frame) -> Any:
         segments = slow_rings.ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image.numpy())
@@ -50,14 +51,14 @@ def run(folder: Path, sizes: Sizes) -> tuple[dict[str, Any], list[Row]]:
 
     torch.set_num_threads(1)
     full, few = (street_frame(*sweep, sizes.image_width) for sweep in (sizes.street, sizes.few))
-    made, (semantic, instance) = spatial_labels(few, segments_of(few)), slow(few)
+    made, (semantic, instance) = quick(few, "spg"), slow(few)
     ours = {"semantic_labels": made.semantic_labels.numpy(), "instance_ids": made.instance_ids.numpy()}
     require_same(ours, {"semantic_labels": semantic, "instance_ids": instance})
-    quick, published, default = best_times(
+    small, published, default = best_times(
         [
-            lambda: spatial_labels(few, segments_of(few)),
-            lambda: spatial_labels(full, segments_of(full)),
-            lambda: default_labels(full, segments_of(full)),
+            lambda: quick(few, "spg"),
+            lambda: quick(full, "spg"),
+            lambda: quick(full, "spg_default"),
         ],
         sizes.repeats,
     )
@@ -68,7 +69,7 @@ def run(folder: Path, sizes: Sizes) -> tuple[dict[str, Any], list[Row]]:
         "points of the small sweep": len(few.points),
     }
     return facts, [
-        comparison("published, small sweep / loops over points", quick, loops),
+        comparison("published, small sweep / loops over points", small, loops),
         comparison("published, full sweep / 60 ms", published, 60.0),
         comparison("default, full sweep / 250 ms", default, 250.0),
     ]
