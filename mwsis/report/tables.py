@@ -199,7 +199,10 @@ def label_quality(report: Report) -> str:
 
 
 def _label_table(rows: Sequence[Row]) -> str:
-    columns = {"point_iou": "Point IoU", "precision": "Precision", "recall": "Recall", "pooled_iou": "Pooled IoU"}
+    columns = {
+        **{"point_iou": "Point IoU", "tolerant_iou": "Tolerant IoU", "precision": "Precision", "recall": "Recall"},
+        **{"pooled_iou": "Pooled IoU", "semantic_iou": "Semantic IoU"},
+    }
     titles = "".join(f'<th scope="col">{name}</th>' for name in ("Method", "Class", "Objects", *columns.values()))
     lines = ""
     for row in rows:
