@@ -96,13 +96,12 @@ class LabelQuality:
                 cameras, objects and ignored regions alike.
         """
         assert frame.truth is not None, "labels are scored against ground truth"
-        pairs = object_pairs(frame, pairs)
         pairs = pairs[frame.truth.semantic_labels[pairs[:, 0]] != IGNORE]
         camera, label, instance = box_columns(frame)
         number = self._number.setdefault(frame.frame_id, len(self._number))
         if number == len(self._cameras):
             self._cameras.append((frame.frame_id, tuple(view.name for view in frame.cameras)))
-        table = _object_table(frame, frame.truth, pairs, camera, instance)
+        table = _object_table(frame, frame.truth, object_pairs(frame, pairs), camera, instance)
         table[:, COLUMN["frame"]], table[:, COLUMN["class"]] = number, label.double()
         scored = (instance >= 0) & (label >= 0) & (table[:, COLUMN["points"]] >= MIN_OBJECT_POINTS)
         self._objects.setdefault(method, []).append(table[scored])
@@ -179,9 +178,10 @@ def box_columns(frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def object_pairs(frame: Frame, pairs: Tensor) -> Tensor:
-    """Return (Q, 2) int64, the pairs and, where an object has boxes in several cameras, those of its other boxes.
+    """Return (Q, 2) int64, the pairs with each point given to all boxes of its object whose cameras show it.
 
-    A point can have one instance, so one of the boxes; a box gets it if its camera shows it.
+    A point has one instance, so one of the boxes where several cameras show an object. It stays with a box whose camera
+    does not show it only if no other box of the object has it.
 
     Args:
         frame: with ground truth.
@@ -190,11 +190,14 @@ def object_pairs(frame: Frame, pairs: Tensor) -> Tensor:
     camera, _, instance = box_columns(frame)
     others = (instance[:, None] == instance) & (instance >= 0) & (camera[:, None] != camera)
     row, box = others[pairs[:, 1]].nonzero().T
-    point = pairs[row, 0]
-    shown = (frame.pixels.camera_index[point] == camera[box, None]).any(1)
-    key = torch.cat([pairs[:, 1] * len(frame.points) + pairs[:, 0], (box * len(frame.points) + point)[shown]])
+    shown = (frame.pixels.camera_index[pairs[row, 0]] == camera[box, None]).any(1)
+    row, box = row[shown], box[shown]
+    elsewhere = torch.zeros(len(pairs), dtype=torch.bool).index_fill(0, row, True)
+    own = (frame.pixels.camera_index[pairs[:, 0]] == camera[pairs[:, 1], None]).any(1) | ~elsewhere
+    num_points = max(len(frame.points), 1)
+    key = torch.cat([pairs[own, 1] * num_points + pairs[own, 0], box * num_points + pairs[row, 0]])
     key = torch.unique(key)
-    return torch.stack([key % max(len(frame.points), 1), key // max(len(frame.points), 1)], 1)
+    return torch.stack([key % num_points, key // num_points], 1)
 
 
 def true_pairs(frame: Frame) -> Tensor:

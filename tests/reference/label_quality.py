@@ -19,7 +19,11 @@ def object_counts(frame: Frame, pairs: list[tuple[int, int]]) -> dict[int, dict[
                 continue
             wanted = {point for point in range(len(frame.points)) if is_wanted(frame, point, camera, instance)}
             same = boxes_of_object(frame, box, camera, instance)
-            labelled = {point for point, of in pairs if of == box or (of in same and shows(frame, point, camera))}
+            labelled = {point for point, of in pairs if of in {box, *same} and shows(frame, point, camera)}
+            for point, of in pairs:  # not shown here: a mistake, unless another camera shows the object and the point
+                elsewhere = any(shows(frame, point, camera_of(frame, other)) for other in same)
+                if of == box and not shows(frame, point, camera) and not elsewhere:
+                    labelled.add(point)
             labelled = {point for point in labelled if int(truth.semantic_labels[point]) != IGNORE}
             if len(wanted) >= 5:
                 found[box] = counts(frame, wanted, labelled, instance)
@@ -35,6 +39,11 @@ def boxes_of_object(frame: Frame, box: int, camera: int, instance: int) -> set[i
             if own == instance and other != camera:
                 found.add(number)
     return found - {box}
+
+
+def camera_of(frame: Frame, box: int) -> int:
+    counts = [len(view.labels) for view in frame.cameras]
+    return next(camera for camera in range(len(counts)) if box < sum(counts[: camera + 1]))
 
 
 def shows(frame: Frame, point: int, camera: int) -> bool:
