@@ -70,7 +70,7 @@ class BoxClaims:
         )
         return connected_components(in_radii(self.xyz[self.point[rows], :2], radius, per_metre), 1.0, self.box[rows])
 
-    def scene_share(self, heights: tuple[float, float], radius: float, columns: float) -> Tensor:
+    def scene_share(self, heights: tuple[float, float], radius: float) -> Tensor:
         """Return (P,) float64: of the thing that a row's point belongs to, the share that lies in the box.
 
         Things are clusters of all points between two heights above the ground, whatever the boxes; 1 for points that
@@ -79,10 +79,7 @@ class BoxClaims:
         low, high = heights
         point = (self.seen.any(1) & (self.height > low) & (self.height < high)).nonzero()[:, 0]
         thing = torch.full_like(self.range, -1, dtype=torch.int64)
-        if len(point):
-            reach = torch.full_like(self.range[point], radius)
-            per_metre = torch.full_like(reach, columns * self.column_rad)
-            thing[point] = connected_components(in_radii(self.xyz[point, :2], reach, per_metre), 1.0)
+        thing[point] = connected_components(self.xyz[point, :2], radius)
         return self.share_in_box(thing)
 
     def share_in_box(self, group_of_point: Tensor) -> Tensor:

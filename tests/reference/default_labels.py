@@ -66,9 +66,8 @@ class Labeller:
 
     def things(self) -> list[list[int]]:
         low, high = self.recipe.scene_heights
-        radius, per_metre = self.recipe.scene_radius, self.recipe.scene_columns * self.column
         visible = {point for points in self.shown for point in points if low < self.height[point] < high}
-        return clusters({point: place(self.xyz[point, :2], radius, per_metre) for point in visible})
+        return clusters({point: self.xyz[point, :2] / self.recipe.scene_radius for point in visible})
 
     def share(self, group: set[int] | None, box: int) -> float:
         if group is None:
@@ -94,9 +93,8 @@ class Labeller:
         best, chosen, scores = -1.0, [], [1e-9]
         for cluster in clusters({p: place(self.xyz[p, :2], recipe.radii[kind], per_metre) for p in points}):
             depth = lower_median([float(to_camera[2, :3] @ self.xyz[p] + to_camera[2, 3]) for p in cluster])
-            off = math.log(max(depth, 0.1) / expected)
-            sigma = recipe.nearer_sigma if off < 0 else recipe.depth_sigma
-            fits = max(math.exp(-0.5 * (off / sigma) ** 2), 1e-3)
+            farther = math.log(depth / expected) if depth > expected else 0.0
+            fits = max(math.exp(-0.5 * (farther / recipe.depth_sigma) ** 2), 1e-3)
             score = len(cluster) * self.thing_share(cluster, box) ** recipe.share_power * fits
             scores.append(score)
             if score > best * (1 + 1e-12):
@@ -180,8 +178,7 @@ class Labeller:
             if won[box]:
                 edge = along[won[box]].max(0)
                 unsure |= {p for p in free[box] if (along[p] - edge).max() < recipe.unsure}
-                floor = recipe.floor - recipe.floor_slope * (self.reach - 20).clip(min=0)
-                below = (along <= edge + recipe.footprint).all(1) & (self.height > floor)
+                below = (along <= edge + recipe.footprint).all(1) & (self.height > recipe.floor)
                 claimed = [p for p in self.members[box] if p in won[box] or below[p]]
                 claims.setdefault(object_of[box], []).extend(claimed)
                 for point in claimed:
