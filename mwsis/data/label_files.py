@@ -27,7 +27,7 @@ INDEX = "labels.json"
 FORMAT = "mwsis point labels 1"
 LAYOUT = (
     "one little-endian uint32 per point, in the order of the sweep; low 16 bits: code of the class; high 16 bits: "
-    "1 + index of the 2D box, counted on over the cameras of the frame, 0 for none"
+    "1 + index of the first 2D box that shows the object, counted on over the cameras of the frame, 0 for none"
 )
 UNLABELLED, OTHER, FIRST_CLASS = 0, 1, 2
 """Codes of `IGNORE`, of `BACKGROUND` and of class 0; the others follow in their order."""
