@@ -112,10 +112,14 @@ class BoxClaims:
     def expected_depth(self, heights: tuple[float, ...]) -> Tensor:
         """Return (G,) float64: how far away each box says its object is, metres, from heights by class."""
         device = self.box.device
-        boxes, labels = self._boxes, torch.cat([view.labels.labels for view in self.frame.cameras]).to(device)
         focal = torch.tensor([float(view.camera.intrinsics[1]) for view in self.frame.cameras], device=device).double()
-        tall = torch.tensor(heights, dtype=torch.float64, device=device)[labels.clamp(min=0)]
-        return focal[self.box_camera] * tall / (boxes[:, 3] - boxes[:, 1]).clamp(min=1)
+        tall = self._boxes[:, 3] - self._boxes[:, 1]
+        return focal[self.box_camera] * self.of_box(heights) / tall.clamp(min=1)
+
+    def of_box(self, by_class: tuple[float, ...]) -> Tensor:
+        """Return (G,) float64: the value of each box's class; that of class 0 for ignored regions."""
+        labels = torch.cat([view.labels.labels for view in self.frame.cameras]).to(self.box.device)
+        return torch.tensor(by_class, dtype=torch.float64, device=self.box.device)[labels.clamp(min=0)]
 
     def filled(self, rows: Tensor) -> Tensor:
         """Return (G,) float64: the share of each box's area that the image extent of some of its rows takes; 0 none."""

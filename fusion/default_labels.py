@@ -51,8 +51,8 @@ class LabelRecipe:
             street world half of the points at 1 to 2 m belong to some object, and a fifth of those farther away.
         scene_heights: between these, points are clustered without regard to boxes, with radius ``scene_radius``.
         share_power: of the share of a cluster's scene cluster that lies in the box.
-        depth_sigma: standard deviation of the logarithm of how much farther away than the box's height says a cluster
-            may be. Nearer it may be as it likes, since a box may show a part of the object only.
+        depth_sigmas: standard deviation of the logarithm of how much farther away than the box's height says a cluster
+            may be: trucks are twice as high as cars. Nearer it may be as it likes, since a box may show a part only.
         same: two boxes took the same thing if they share more than this part of the points of either.
 
     Source: ours. The steps come from a study on real KITTI frames, less those that changed the mean IoU of an object by
@@ -76,7 +76,7 @@ class LabelRecipe:
     scene_heights: tuple[float, float] = (0.3, 4.0)
     scene_radius: float = 0.2
     share_power: float = 2.0
-    depth_sigma: float = 0.3
+    depth_sigmas: tuple[float, ...] = (0.6, 0.3, 0.3)
     same: float = 0.4
 
 
@@ -95,7 +95,7 @@ def default_labels(frame: Frame, ring_segment_id: Tensor, recipe: LabelRecipe = 
         N pseudo labels with their `CONFIDENCE`, 1 for those that name no class. An instance id is the index of the
         first box that shows the object, counted on over the cameras (objects and ignore regions alike). `IGNORE`: no
         image shows the point, or it belongs to no object and lies in an ignore region or, as a candidate, close to the
-        object of its box.
+        object of its box or in a box that has taken nothing.
 
     Raises:
         ConfigError: a box has a class without constants.
@@ -116,7 +116,9 @@ def default_labels(frame: Frame, ring_segment_id: Tensor, recipe: LabelRecipe = 
     labelled = instance_ids >= 0
     ignored = ~claims.seen.any(1)
     ignored[pairs[in_ignored, 0]] = True
-    ignored[claims.point[candidate & (outside < recipe.unsure)]] = True
+    nothing_taken = torch.ones(claims.num_boxes, dtype=torch.bool, device=won.device)
+    nothing_taken[claims.box[won]] = False
+    ignored[claims.point[candidate & ((outside < recipe.unsure) | nothing_taken[claims.box])]] = True
     semantic_labels = torch.where(ignored, IGNORE, BACKGROUND)
     semantic_labels[labelled] = box_labels[instance_ids[labelled]]
     owned = claimed & (instance_ids[claims.point] == object_of_box[claims.box])
@@ -171,8 +173,9 @@ def _winners(claims: BoxClaims, candidate: Tensor, scene_share: Tensor, recipe: 
     share = segment_mean(scene_share[rows], cluster, num)
     depth = segment_median(claims.depth(rows), cluster, num)
     owner = torch.zeros(num, dtype=torch.int64, device=rows.device).scatter(0, cluster, claims.box[rows])
+    sigma = claims.of_box(recipe.depth_sigmas)[owner]
     farther = (depth / claims.expected_depth(recipe.heights)[owner]).clamp(min=1).log()
-    fits = (-0.5 * (farther / recipe.depth_sigma) ** 2).exp().clamp(min=SURE_FACTOR)
+    fits = (-0.5 * (farther / sigma) ** 2).exp().clamp(min=SURE_FACTOR)
     score = size * share**recipe.share_power * fits
     best = score.new_zeros(claims.num_boxes).scatter_reduce(0, owner, score, "amax")
     number = torch.arange(num, device=rows.device)

@@ -94,7 +94,7 @@ class Labeller:
         for cluster in clusters({p: place(self.xyz[p, :2], recipe.radii[kind], per_metre) for p in points}):
             depth = lower_median([float(to_camera[2, :3] @ self.xyz[p] + to_camera[2, 3]) for p in cluster])
             farther = math.log(depth / expected) if depth > expected else 0.0
-            fits = max(math.exp(-0.5 * (farther / recipe.depth_sigma) ** 2), 1e-3)
+            fits = max(math.exp(-0.5 * (farther / recipe.depth_sigmas[kind]) ** 2), 1e-3)
             score = len(cluster) * self.thing_share(cluster, box) ** recipe.share_power * fits
             scores.append(score)
             if score > best * (1 + 1e-12):
@@ -175,7 +175,9 @@ class Labeller:
         sure: dict[tuple[int, int], float] = {}
         unsure: set[int] = set()
         for box in self.objects:
-            if won[box]:
+            if not won[box]:
+                unsure |= set(free[box])
+            else:
                 edge = along[won[box]].max(0)
                 unsure |= {p for p in free[box] if (along[p] - edge).max() < recipe.unsure}
                 below = (along <= edge + recipe.footprint).all(1) & (self.height > recipe.floor)
