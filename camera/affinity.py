@@ -1,20 +1,44 @@
-"""Which neighbouring pixels look alike: colour similarity of cell pairs, once per image, on the device of the images.
+"""Which neighbouring cells belong together: by colour, by features, by a teacher's masks, or by several at once.
 
-Only similarities; the loss that uses them is `camera.terms.Pairwise`. Another affinity (depth, features) is another
-class with the same call.
+Only similarities; the loss that uses them is `camera.terms.Pairwise`. An affinity is computed once per step, on the
+device of the images, and is then read at the cells that some box needs (`CellAffinity`): no map is made per sample and
+neighbour. Another one (depth) is another class with the members of `Affinity`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from camera.condinst import aligned_bilinear
+from camera.context import MaskContext
 from mwsis.core.batch import ImageBatch
+from mwsis.core.errors import ConfigError, closest_name
 
-__all__ = ["Color", "PairAffinity", "color_distance", "forward_offsets", "rgb_to_lab", "shifted"]
+__all__ = [
+    "Affinity",
+    "CellAffinity",
+    "Color",
+    "Feature",
+    "Mask",
+    "ObjectAffinity",
+    "PairAffinity",
+    "Product",
+    "color_distance",
+    "forward_offsets",
+    "pixel_feats",
+    "rgb_to_lab",
+    "shifted",
+    "valid_cells",
+]
+
+Offsets = tuple[tuple[int, int], ...]
 
 CELL = 4
 """Edge of a mask cell, pixels; cell j stands for pixel ``4 j + 2``."""
@@ -27,7 +51,7 @@ RGB_TO_XYZ = (
 """sRGB primaries and D65 white, 2 degree observer (the constants of scikit-image)."""
 
 
-def forward_offsets(dilation: int) -> tuple[tuple[int, int], ...]:
+def forward_offsets(dilation: int) -> Offsets:
     """Return the four (rows, columns) steps that name each unordered pair of 8-neighbours once."""
     return ((0, dilation), (dilation, -dilation), (dilation, 0), (dilation, dilation))
 
@@ -68,9 +92,64 @@ def color_distance(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).square().sum(-3).sqrt()
 
 
+def valid_cells(images: ImageBatch, height: int, width: int) -> Tensor:
+    """Return (I, height, width) bool: the cell at stride 4 shows image content, not padding."""
+    sizes = images.sizes.to(images.images.device)
+    rows = torch.arange(height, device=sizes.device) * CELL + CELL // 2 < sizes[:, :1]
+    cols = torch.arange(width, device=sizes.device) * CELL + CELL // 2 < sizes[:, 1:]
+    return rows[:, :, None] & cols[:, None, :]
+
+
+def pixel_feats(ctx: MaskContext, network: str) -> Tensor:
+    """Return the mask features of the ``student`` or the ``teacher`` at stride 4, (I, D, h, w), without gradient."""
+    feats = ctx.teaching.dense.mask_feats if network == "teacher" else ctx.pixel_feats
+    assert feats is not None
+    return aligned_bilinear(feats.detach().float(), 2)
+
+
+class CellAffinity(Protocol):
+    """Similarities that can be read at picked cells.
+
+    Attributes:
+        valid: (I, h, w) bool, the cell shows image content, not padding.
+        offsets: the four forward (rows, columns) steps, cells.
+    """
+
+    @property
+    def valid(self) -> Tensor: ...
+    @property
+    def offsets(self) -> Offsets: ...
+
+    def at(self, owner: Tensor, image: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """Return (4, M) in [0, 1]: the similarity of M cells with their forward neighbours, 0 outside the map.
+
+        Args:
+            owner: (M,) int64, the object the cell is looked at for.
+            image: (M,) int64, its image.
+            row, col: (M,) int64, the cell.
+        """
+        ...
+
+
+class Affinity(Protocol):
+    """What makes similarities of a step.
+
+    Attributes:
+        needs: what must be there, as for a term.
+        offsets: the four forward (rows, columns) steps, cells.
+    """
+
+    needs: frozenset[str]
+    offsets: Offsets
+
+    def of(self, ctx: MaskContext) -> CellAffinity:
+        """Return the similarities of the images (or the objects) of a step."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class PairAffinity:
-    """Similarity of neighbouring cells at stride 4.
+    """Similarity of neighbouring cells at stride 4, the same for all objects of an image.
 
     Attributes:
         similarity: (I, 4, h, w) float32 in [0, 1], of cell (y, x) and its neighbour at each forward offset; 0 where the
@@ -81,7 +160,37 @@ class PairAffinity:
 
     similarity: Tensor
     valid: Tensor
-    offsets: tuple[tuple[int, int], ...]
+    offsets: Offsets
+
+    def at(self, owner: Tensor, image: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """Return (4, M) similarities, see `CellAffinity.at`."""
+        return self.similarity[image, :, row, col].T
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectAffinity:
+    """How far neighbouring cells agree about one object: both on it, or both off it.
+
+    Attributes:
+        prob: (G, h, w) float32 in [0, 1], the object's mask.
+        present: (G,) bool; without a mask nothing agrees.
+        valid, offsets: as of `PairAffinity`.
+    """
+
+    prob: Tensor
+    present: Tensor
+    valid: Tensor
+    offsets: Offsets
+
+    def at(self, owner: Tensor, image: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """Return (4, M) agreements ``p q + (1 - p)(1 - q)``, see `CellAffinity.at`."""
+        height, width = self.prob.shape[1:]
+        step = torch.tensor(self.offsets, device=row.device)
+        rows, cols = row + step[:, :1], col + step[:, 1:]
+        inside = (rows < height) & (cols >= 0) & (cols < width) & self.present[owner]
+        here = self.prob[owner, row, col]
+        there = self.prob[owner, rows.clamp(max=height - 1), cols.clamp(0, width - 1)]
+        return (here * there + (1 - here) * (1 - there)) * inside
 
 
 class Color:
@@ -107,12 +216,112 @@ class Color:
             images: (I, 3, H, W) uint8 RGB, un-normalised, with the size of their content.
         """
         lab = rgb_to_lab(functional.avg_pool2d(images.images.float(), CELL).floor())
-        height, width = lab.shape[-2:]
-        sizes = images.sizes.to(lab.device)
-        rows = torch.arange(height, device=lab.device) * CELL + CELL // 2 < sizes[:, :1]
-        cols = torch.arange(width, device=lab.device) * CELL + CELL // 2 < sizes[:, 1:]
         inside = torch.ones_like(lab[:, 0])
         maps = [
             (-0.5 * color_distance(lab, shifted(lab, *step))).exp() * shifted(inside, *step) for step in self.offsets
         ]
-        return PairAffinity(torch.stack(maps, 1), rows[:, :, None] & cols[:, None, :], self.offsets)
+        return PairAffinity(torch.stack(maps, 1), valid_cells(images, *lab.shape[-2:]), self.offsets)
+
+    def of(self, ctx: MaskContext) -> PairAffinity:
+        """Return the affinity of a step's images."""
+        return self(ctx.images)
+
+
+class Feature:
+    """Similarity of a network's pixel features, their cosine where positive.
+
+    Args:
+        network: ``teacher`` or ``student``.
+        dilation: distance of the paired cells, in cells.
+
+    Raises:
+        ConfigError: no such network.
+
+    Source: the feature factor of SIM (CVPR 2023), with the cosine in place of ``exp(-|f_i - f_j|)`` (*generalised*: no
+    scale to choose).
+    """
+
+    def __init__(self, network: str = "teacher", dilation: int = 2) -> None:
+        if network not in (known := ("teacher", "student")):
+            raise ConfigError(f"Feature: no network '{network}'{closest_name(network, known)}")
+        self.needs = frozenset({"teacher"}) if network == "teacher" else frozenset({"images"})
+        self.network = network
+        self.offsets = forward_offsets(dilation)
+
+    @torch.no_grad()
+    def of(self, ctx: MaskContext) -> PairAffinity:
+        """Return the affinity of a step's images.
+
+        Complexity: O(cells times channels), whatever the number of boxes.
+        """
+        feats = functional.normalize(pixel_feats(ctx, self.network), dim=1)
+        maps = [(feats * shifted(feats, *step)).sum(1).clamp(0, 1) for step in self.offsets]
+        return PairAffinity(torch.stack(maps, 1), valid_cells(ctx.images, *feats.shape[-2:]), self.offsets)
+
+
+class Mask:
+    """Agreement of an object's pseudo mask, smoothed by the mean of its 3 by 3 neighbours, at two cells.
+
+    Args:
+        dilation: distance of the paired cells, in cells.
+
+    Source: BoxTeacher (CVPR 2023), noise-reduced mask affinity: ``(m + mean3x3(m)) / 2``, threshold 0.5. The mean takes
+    out single wrong cells.
+    """
+
+    needs = frozenset({"target"})
+
+    def __init__(self, dilation: int = 2) -> None:
+        self.offsets = forward_offsets(dilation)
+
+    @torch.no_grad()
+    def of(self, ctx: MaskContext) -> ObjectAffinity:
+        """Return the agreement within each object of a step; none where an object has no pseudo mask."""
+        assert ctx.target is not None
+        prob = ctx.target.per_gt
+        if len(prob):
+            prob = (prob + functional.avg_pool2d(prob[:, None], 3, stride=1, padding=1)[:, 0]) / 2
+        return ObjectAffinity(prob, ctx.target.present, valid_cells(ctx.images, *ctx.map_size), self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Together:
+    parts: Sequence[CellAffinity]
+
+    @property
+    def valid(self) -> Tensor:
+        return self.parts[0].valid
+
+    @property
+    def offsets(self) -> Offsets:
+        return self.parts[0].offsets
+
+    def at(self, owner: Tensor, image: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        return reduce(torch.mul, [part.at(owner, image, row, col) for part in self.parts])
+
+
+class Product:
+    """Cells belong together when all of several affinities say so: their product.
+
+    Args:
+        affinities: at least one, all with the same dilation.
+
+    Raises:
+        ConfigError: there is none, or their dilations differ.
+
+    Source: SIM (CVPR 2023): colour times features.
+    """
+
+    def __init__(self, affinities: Sequence[Affinity]) -> None:
+        offsets = {affinity.offsets for affinity in affinities}
+        if len(offsets) != 1:
+            raise ConfigError(
+                f"Product: expected affinities of one dilation, got {sorted(step[0][1] for step in offsets)}"
+            )
+        self.affinities = list(affinities)
+        self.needs = frozenset[str]().union(*(affinity.needs for affinity in affinities))
+        (self.offsets,) = offsets
+
+    def of(self, ctx: MaskContext) -> CellAffinity:
+        """Return the product over a step's images and objects; each factor is computed once."""
+        return _Together([affinity.of(ctx) for affinity in self.affinities])

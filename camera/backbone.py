@@ -1,16 +1,20 @@
 """Image features at strides 8 to 128: a timm network and a feature pyramid, pixels normalised inside.
 
-Normalisation belongs to the weights, so it is done here and nowhere else. Detection heads are in `fcos.py`; how the
-pieces are joined is in `segmentor.py`.
+Any timm network with feature maps of strides 8, 16 and 32 that takes every image size will do (ResNet, ConvNeXt, Swin,
+and others); it is tried on two small images when it is built. Normalisation of pixels belongs to the weights, so it is
+done here and nowhere else. Detection heads are in `fcos.py`; how the pieces are joined is in `segmentor.py`.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from timm.layers.format import Format
 from timm.layers.norm import GroupNorm
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,48 +26,78 @@ __all__ = ["FeaturePyramid", "ImageBackbone"]
 BACKBONE_STRIDES = (8, 16, 32)
 PIXEL_STYLES = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
+    "half": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), False),
     "caffe": ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0), True),
 }
 """RGB mean, RGB standard deviation (8-bit grey levels), and whether the network expects BGR."""
 BACKBONE_GROUPS = 8
 """Divides the channel counts of every ResNet and RegNet of timm."""
-NORMS = ("batch", "frozen", "group")
+NORMS = ("batch", "frozen", "frozen_affine", "group")
+TRIAL_SIZES = ((64, 96), (160, 64))
+"""Rows and columns on which a new backbone is tried."""
+
+
+def _require_weights(name: str, norm: str, pixel_style: str) -> None:
+    """Refuse pretrained weights that timm does not have, or that other settings would spoil."""
+    if norm == "group":
+        raise ConfigError("camera.norm: pretrained weights expect batch or frozen, got 'group'; use frozen")
+    if not timm.is_model_pretrained(name):
+        raise ConfigError(
+            f"camera.pretrained: timm has no weights of '{name}'; choose another backbone or set it to false"
+        )
+    weights: Any = timm.get_pretrained_cfg(name)
+    trained = [255 * value for value in (*weights.mean, *weights.std)]
+    fitting = [style for style, (mean, deviation, _) in PIXEL_STYLES.items() if _close(trained, [*mean, *deviation])]
+    if pixel_style not in fitting:
+        wanted = fitting[0] if fitting else f"mean {weights.mean} and deviation {weights.std}, no style known here"
+        raise ConfigError(f"camera.pixel_style: timm's weights of '{name}' expect {wanted}, got '{pixel_style}'")
+
+
+def _close(first: list[float], second: list[float]) -> bool:
+    return all(math.isclose(one, other, abs_tol=1e-3) for one, other in zip(first, second, strict=True))
 
 
 def _create(name: str, pretrained: bool, norm: str) -> Any:
     options: dict[str, Any] = {"norm_layer": partial(GroupNorm, num_groups=BACKBONE_GROUPS)} if norm == "group" else {}
-    if pretrained and norm == "group":
-        raise ConfigError("camera.norm: pretrained weights expect batch or frozen, got 'group'; use frozen")
-    if not timm.is_model(name):
-        raise ConfigError(
-            f"camera.backbone: expected a timm model, got '{name}'{closest_name(name, timm.list_models())}"
-        )
+    if name.startswith("swin"):  # any image size; windows shift even on the map that is one window in pretraining
+        options |= {"strict_img_size": False, "always_partition": True}
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-    except (OSError, RuntimeError, TypeError) as error:
+    except (OSError, RuntimeError, TypeError, AttributeError) as error:
         if pretrained:
+            source: Any = timm.get_pretrained_cfg(name)
             raise ConfigError(
-                f"camera.pretrained: expected ImageNet weights of '{name}' on disk or reachable, got "
-                f"{type(error).__name__}; set camera.pretrained=false or run once with network access"
+                f"camera.pretrained: expected the weights of '{name}', {source.hf_hub_filename or 'model.safetensors'} "
+                f"of {source.hf_hub_id or source.url}, in {HF_HUB_CACHE} or over the network, got "
+                f"{type(error).__name__}; run once with network access, copy that folder from a machine that has it, "
+                "or set camera.pretrained=false"
             ) from error
-        raise ConfigError(f"camera.norm: '{name}' cannot be built with norm '{norm}'; use batch or frozen") from error
+        raise ConfigError(
+            f"camera.backbone: expected a network with feature maps and a choice of norms, got '{name}' with "
+            f"camera.norm '{norm}'; use batch, or a backbone such as resnet50, convnext_tiny, "
+            "swin_tiny_patch4_window7_224"
+        ) from error
 
 
 class ImageBackbone(nn.Module):
     """Features of strides 8, 16 and 32 from 8-bit RGB images.
 
     Args:
-        name: timm model that can return feature maps, such as ``resnet18`` or ``resnet50``.
+        name: timm model that can return feature maps, such as ``resnet50``, ``convnext_tiny`` or
+            ``swin_tiny_patch4_window7_224``; with a tag, such as ``resnet50.tv_in1k``, it names one of several weights.
         pretrained: load timm's ImageNet weights (from its cache or the network).
         norm: ``batch``; ``frozen`` (running statistics fixed, scale and shift trained, for pretrained weights);
-            ``group`` (8 groups, no running statistics, for short training from scratch).
+            ``frozen_affine`` (scale and shift fixed, too); ``group`` (8 groups, no running statistics, for short
+            training from scratch). Layer norms stay what they are; a Swin cannot have ``group``.
         frozen_stages: 0 trains everything, 1 freezes the stem and the stride-4 stage, each further one the next stage.
-        pixel_style: ``imagenet`` (RGB, mean and deviation of ImageNet) or ``caffe`` (BGR, mean only).
+        pixel_style: ``imagenet`` (RGB, mean and deviation of ImageNet), ``half`` (RGB, -1 to 1) or ``caffe`` (BGR,
+            mean only). timm's weights have one of the first two; another than theirs is refused.
 
     Raises:
-        ConfigError: unknown name, norm or style, or weights that cannot be had.
+        ConfigError: unknown name, norm or style, weights that cannot be had or want another style, or a network
+            that does not take images of any size.
 
-    Source: BoxInst and MWSIS use a Caffe-style ResNet-50, one frozen stage, frozen batch statistics.
+    Source: BoxInst uses a Caffe-style ResNet-50, one frozen stage, ``frozen_affine``; MWSIS the same with ``frozen``.
     """
 
     def __init__(
@@ -82,41 +116,77 @@ class ImageBackbone(nn.Module):
             )
         if pixel_style not in PIXEL_STYLES:
             raise ConfigError(f"camera.pixel_style: got '{pixel_style}'{closest_name(pixel_style, PIXEL_STYLES)}")
+        if not timm.is_model(name):
+            raise ConfigError(
+                f"camera.backbone: expected a timm model, got '{name}'{closest_name(name, timm.list_models())}"
+            )
+        if pretrained:
+            _require_weights(name, norm, pixel_style)
         body = _create(name, pretrained, norm)
         self.body: nn.Module = body
-        strides, names = list(body.feature_info.reduction()), list(body.feature_info.module_name())
+        strides = list(body.feature_info.reduction())
         if not set(BACKBONE_STRIDES) <= set(strides):
             raise ConfigError(f"camera.backbone: expected feature strides 8, 16, 32, got {strides} from '{name}'")
         self.feature_index = [strides.index(stride) for stride in BACKBONE_STRIDES]
         self.channels = [body.feature_info.channels()[index] for index in self.feature_index]
+        self.channels_last = getattr(body, "output_fmt", None) == Format.NHWC
+        self._require_any_size(name, norm)
         self.norm = norm
-        self.frozen_modules = self._stage_modules(frozen_stages, dict(zip(strides, names, strict=True)))
+        stages = dict(zip(strides, body.feature_info.module_name(), strict=True))
+        self.frozen_modules = self._stage_modules(name, frozen_stages, stages)
         for module in self.frozen_modules:
             module.requires_grad_(False)
+        if norm == "frozen_affine":
+            for module in self._batch_norms():
+                module.requires_grad_(False)
         mean, deviation, self.swap_channels = PIXEL_STYLES[pixel_style]
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(deviation).reshape(1, 3, 1, 1), persistent=False)
 
-    def _stage_modules(self, frozen_stages: int, module_of_stride: dict[int, str]) -> list[nn.Module]:
+    @torch.no_grad()
+    def _require_any_size(self, name: str, norm: str) -> None:
+        """Refuse a network whose maps do not follow the size of the image."""
+        self.body.eval()
+        for height, width in TRIAL_SIZES:
+            wanted = [
+                (1, depth, height // stride, width // stride)
+                for depth, stride in zip(self.channels, BACKBONE_STRIDES, strict=True)
+            ]
+            found: list[tuple[Any, ...]]
+            try:
+                found = [tuple(one.shape) for one in self._features(torch.zeros(1, 3, height, width))]
+            except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+                found = [(str(error).splitlines()[0],)]
+            if found != wanted:
+                raise ConfigError(
+                    f"camera.backbone: expected maps of strides 8, 16, 32 for images of any size, got {found} from "
+                    f"'{name}' with camera.norm '{norm}' at {height} x {width}; use camera.norm=batch, or a backbone "
+                    "such as resnet50, convnext_tiny, swin_tiny_patch4_window7_224"
+                )
+        self.body.train()
+
+    def _stage_modules(self, name: str, frozen_stages: int, module_of_stride: dict[int, str]) -> list[nn.Module]:
         if frozen_stages == 0:
             return []
-        names = [name for name, _ in self.body.named_children()]
-        last = module_of_stride.get(2 ** (frozen_stages + 1))
-        if last not in names:
-            raise ConfigError(f"camera.frozen_stages: expected 0 for this backbone, got {frozen_stages}; set it to 0")
-        return [self.body.get_submodule(name) for name in names[: names.index(last) + 1]]
+        names = [child for child, _ in self.body.named_children()]
+        stages = [module_of_stride.get(stride, "").replace(".", "_") for stride in (4, *BACKBONE_STRIDES)]
+        most = len(stages) if set(stages) <= set(names) else 0
+        if not 0 < frozen_stages <= most:
+            expected = f"0 to {most}" if most else "0"
+            raise ConfigError(f"camera.frozen_stages: expected {expected} with '{name}', got {frozen_stages}")
+        last = names.index(stages[frozen_stages - 1])
+        return [self.body.get_submodule(child) for child in names[: last + 1]]
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def train(self, mode: bool = True) -> ImageBackbone:
         """Switch between training and evaluation; frozen parts and frozen batch statistics stay in evaluation."""
         super().train(mode)
-        for module in self.frozen_modules:
+        for module in [*self.frozen_modules, *(self._batch_norms() if self.norm.startswith("frozen") else [])]:
             module.eval()
-        if self.norm == "frozen":
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
         return self
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
@@ -133,10 +203,14 @@ class ImageBackbone(nn.Module):
         pixels = pixels * (rows[:, None, :, None] & cols[:, None, None, :])
         return pixels.flip(1) if self.swap_channels else pixels
 
+    def _features(self, pixels: Tensor) -> list[Tensor]:
+        maps = self.body(pixels)
+        picked = [maps[index] for index in self.feature_index]
+        return [one.permute(0, 3, 1, 2) for one in picked] if self.channels_last else picked
+
     def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         """Return three feature maps, strides 8, 16 and 32, of (I, 3, H, W) uint8 RGB images."""
-        features = self.body(self.normalise(images, sizes))
-        return [features[index] for index in self.feature_index]
+        return self._features(self.normalise(images, sizes))
 
 
 class FeaturePyramid(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mwsis.core.distributed import normaliser
+from mwsis.core.errors import ConfigError, closest_name
 from mwsis.core.instances import Boxes2D
 from mwsis.core.losses import sigmoid_focal
 
@@ -37,6 +38,7 @@ __all__ = [
 PUBLISHED_SIZE_RANGES = (64.0, 128.0, 256.0, 512.0, math.inf)
 """Largest distance to a box side, pixels, that each pyramid level regresses (FCOS)."""
 CENTRE_RADIUS = 1.5
+CENTERNESS_TOWERS = ("box", "class")
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
 
@@ -139,6 +141,10 @@ class FCOSHead(nn.Module):
         prior: score every class starts with (published: 0.01); it is the initial share of positives.
         box_bias: initial distance to each side in strides. Published 0; a positive value keeps the ReLU alive, so that
             short training from scratch moves from the first step (*generalised*).
+        centerness_tower: ``box`` (FCOS as CondInst has it) or ``class`` (MWSIS).
+
+    Raises:
+        ConfigError: another tower.
 
     Source: FCOS, section 3; initial weights N(0, 0.01).
     """
@@ -152,8 +158,14 @@ class FCOSHead(nn.Module):
         num_convs: int = 4,
         prior: float = 0.01,
         box_bias: float = 0.0,
+        centerness_tower: str = "box",
     ) -> None:
         super().__init__()
+        if centerness_tower not in CENTERNESS_TOWERS:
+            raise ConfigError(
+                f"camera.centerness_tower: got '{centerness_tower}'{closest_name(centerness_tower, CENTERNESS_TOWERS)}"
+            )
+        self.centerness_tower = centerness_tower
         self.class_tower = self._tower(channels, num_convs)
         self.box_tower = self._tower(channels, num_convs)
         self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
@@ -182,9 +194,10 @@ class FCOSHead(nn.Module):
         """Return the outputs of (I, D, h, w) maps, finest first, flattened over levels."""
         per_level = []
         for level, feature in enumerate(pyramid):
-            boxes = self.box_tower(feature)
+            boxes, classes = self.box_tower(feature), self.class_tower(feature)
             ltrb = (self.ltrb(boxes) * self.scales[level]).relu()
-            maps = (self.class_logits(self.class_tower(feature)), ltrb, self.centerness(boxes), boxes)
+            centerness = self.centerness(classes if self.centerness_tower == "class" else boxes)
+            maps = (self.class_logits(classes), ltrb, centerness, boxes)
             per_level.append([value.flatten(2).transpose(1, 2) for value in maps])
         class_logits, ltrb, centerness, tower = (torch.cat(values, 1) for values in zip(*per_level, strict=True))
         return HeadOutput(class_logits, ltrb, centerness[..., 0], tower)

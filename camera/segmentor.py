@@ -37,7 +37,7 @@ from mwsis.core.batch import ImageBatch
 from mwsis.core.errors import ConfigError
 from mwsis.core.instances import Boxes2D, Detections
 
-__all__ = ["CondInst", "Dense", "build_condinst"]
+__all__ = ["CondInst", "Dense", "Found", "build_condinst"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,23 @@ class Dense:
     head: HeadOutput
     locations: Locations
     mask_feats: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Detections of a batch before their masks are decoded, image by image, best score first.
+
+    Attributes:
+        cells: D locations, from which masks can be decoded.
+        boxes: (D, 4) float32, pixels of the resized image.
+        labels: (D,) int64.
+        scores: (D,) float32 in [0, 1].
+    """
+
+    cells: Cells
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
 
 
 class CondInst(nn.Module):
@@ -173,6 +190,20 @@ class CondInst(nn.Module):
         picked = (positives.image_index, positives.location_index)
         score = dense.head.class_logits[(*picked, positives.class_index)].sigmoid()
         return score, box_iou_aligned(dense.head.ltrb[picked], target_ltrb(positives, dense.locations))
+
+    @torch.no_grad()
+    def detect(self, dense: Dense, images: ImageBatch) -> Found:
+        """Return the detections of all images, as `predict` finds them, without masks.
+
+        Args:
+            dense: this network's maps.
+            images: the batch.
+        """
+        parts = [self._detect(dense, image, size) for image, size in enumerate(images.sizes.tolist())]
+        counts = torch.tensor([len(part[0]) for part in parts], device=dense.mask_feats.device)
+        image_index = torch.repeat_interleave(torch.arange(len(parts), device=counts.device), counts)
+        boxes, scores, labels, location_index = (torch.cat(values) for values in zip(*parts, strict=True))
+        return Found(Cells(image_index, location_index), boxes, labels, scores.sqrt())
 
     @torch.no_grad()
     def predict(self, images: ImageBatch) -> list[Detections]:

@@ -1,32 +1,54 @@
-"""Where pseudo masks come from: the teacher's masks of one object, merged into one.
+"""Where pseudo masks come from: a teacher's masks of an object, masks made elsewhere, or the box itself.
 
-A source turns what a teacher says at the student's positives into one soft mask per object (`DenseTarget`). The loss
-against it is `camera.terms.PseudoMask`; what the LiDAR branch learns from it is in `fusion`.
+A source turns what there is in a step (`camera.context.MaskContext`) into one soft mask per object, `DenseTarget`, and
+says in ``needs`` what must be there. The loss against it is `camera.terms.PseudoMask`; what the LiDAR branch learns
+from it is in `fusion`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
-__all__ = ["DenseTarget", "PositiveAggregation"]
+from camera.context import DenseTarget, MaskContext
+from camera.fcos import Cells
+from camera.terms import box_bands
+from mwsis.core.errors import ConfigError, closest_name
+from mwsis.core.instances import MaskSet
+
+__all__ = [
+    "BoxFill",
+    "Compose",
+    "DenseTarget",
+    "MaskSource",
+    "MatchedDetections",
+    "OfflineMasks",
+    "PositiveAggregation",
+    "match_greedily",
+]
 
 MIN_WEIGHT = 1e-12
+FOREGROUND = 0.5
+COMPOSE_MODES = ("first", "mean", "weighted")
 
 
-@dataclass(frozen=True, eq=False)
-class DenseTarget:
-    """A soft mask per object, stride 4; carries no gradient.
+class MaskSource(Protocol):
+    """What makes pseudo masks.
 
     Attributes:
-        per_gt: (G, h, w) float32 in [0, 1]; zero where not ``present``.
-        present: (G,) bool, the object has a pseudo mask; without one it supervises nothing.
+        needs: some of ``teacher`` (EMA or the student itself), ``ema_teacher``, ``given_masks``; checked before a run.
     """
 
-    per_gt: Tensor
-    present: Tensor
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def propose(self, ctx: MaskContext) -> DenseTarget:
+        """Return a pseudo mask per object of the step."""
+        ...
 
 
 class PositiveAggregation:
@@ -46,6 +68,11 @@ class PositiveAggregation:
     def __init__(self, mu: float = 1.0, use_cls: bool = True) -> None:
         self.mu = mu
         self.use_cls = use_cls
+
+    def propose(self, ctx: MaskContext) -> DenseTarget:
+        """Return one pseudo mask per object that has samples."""
+        teacher, positives = ctx.teaching, ctx.positives
+        return self(teacher.masks, *teacher.evidence, positives.gt_index, positives.num_gt)
 
     @torch.no_grad()
     def __call__(
@@ -71,3 +98,168 @@ class PositiveAggregation:
         masks = teacher_mask_prob.float() * share[:, None, None]
         per_gt = masks.new_zeros(num_gt, *masks.shape[1:]).index_add_(0, gt_index, masks)
         return DenseTarget(per_gt, total > 0)
+
+
+def match_greedily(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Return the detection of each object: best score first, nearest object first, each object and detection once.
+
+    Args:
+        iou: (D, G) float; zero where class or image differ.
+        scores: (D,) float.
+        threshold: smallest IoU of a match.
+
+    Returns:
+        (G,) int64, row of ``iou``, -1 without a detection.
+
+    Complexity: O(D G) per round. All detections ask for their nearest object at once and each object keeps the best;
+    the others ask again. As all objects agree on the order of detections, the outcome is that of one after the other.
+    """
+    num_found, num_objects = iou.shape
+    order = scores.argsort(descending=True, stable=True)
+    iou, free = iou[order], iou[order] >= threshold
+    place = torch.arange(num_found, device=iou.device)
+    while True:
+        asking = free.any(1).nonzero()[:, 0]
+        wish = iou.where(free, -1.0)[asking].argmax(1) if num_objects else asking
+        taker = place.new_full((num_objects,), num_found).scatter_reduce(0, wish, place[asking], "amin")
+        refused = taker[wish] != asking
+        if not bool(refused.any()):
+            return torch.cat([order, order.new_full((1,), -1)])[taker]
+        free[asking[refused], wish[refused]] = False
+
+
+class MatchedDetections:
+    """The teacher's detection of each object, its mask cut by the object's box.
+
+    Args:
+        iou: smallest overlap of the detection's box with the object's.
+        class_aware: a detection of another class does not match.
+
+    Source: BoxTeacher (CVPR 2023), box-based assignment with IoU 0.5 and mask-aware confidence. The confidence here is
+    ``sqrt(score * mean of the mask where it exceeds 0.5 in the box)``; an object without a detection weighs nothing.
+    """
+
+    needs = frozenset({"ema_teacher"})
+
+    def __init__(self, iou: float = 0.5, class_aware: bool = True) -> None:
+        self.iou = iou
+        self.class_aware = class_aware
+
+    @torch.no_grad()
+    def propose(self, ctx: MaskContext) -> DenseTarget:
+        """Return the masks of matched detections; only these are decoded."""
+        teacher, found = ctx.teaching, ctx.teaching.found
+        overlap = box_iou(found.boxes, ctx.gt_boxes)
+        comparable = found.cells.image_index[:, None] == ctx.gt_image
+        if self.class_aware:
+            comparable &= found.labels[:, None] == ctx.gt_labels
+        match = match_greedily(overlap * comparable, found.scores, self.iou)
+        present = match >= 0
+        chosen = match[present]
+        on_row, on_col = (band[present] for band in box_bands(ctx.gt_boxes, *ctx.map_size))
+        cells = Cells(found.cells.image_index[chosen], found.cells.location_index[chosen])
+        prob = teacher.decode(cells) * (on_row[:, :, None] & on_col[:, None])
+        sure = prob > FOREGROUND
+        mask_score = (prob * sure).flatten(1).sum(1) / sure.flatten(1).sum(1).clamp(min=1)
+        per_gt = prob.new_zeros(len(match), *ctx.map_size)
+        per_gt[present] = prob
+        weight = prob.new_zeros(len(match))
+        weight[present] = (found.scores[chosen] * mask_score).sqrt()
+        return DenseTarget(per_gt, weight > 0, weight)
+
+
+class OfflineMasks:
+    """The masks that came with the boxes: made elsewhere, or ground truth in a fully supervised run.
+
+    Args:
+        min_weight: masks trusted less are left out.
+
+    Source: training on masks of another model (SAM, MAL, P2Seg), `mwsis.data.given_masks`.
+    """
+
+    needs = frozenset({"given_masks"})
+
+    def __init__(self, min_weight: float = 0.0) -> None:
+        if not 0 <= min_weight <= 1:
+            raise ConfigError(f"OfflineMasks: expected min_weight in [0, 1], got {min_weight}")
+        self.min_weight = min_weight
+
+    @torch.no_grad()
+    def propose(self, ctx: MaskContext) -> DenseTarget:
+        """Return the given masks on the step's maps.
+
+        Complexity: memory of the target and of the masks' crops.
+        """
+        objects = [~labels.ignore.to(ctx.gt_boxes.device) for labels in ctx.images.labels]
+        per_gt = ctx.gt_boxes.new_zeros(len(ctx.gt_boxes), *ctx.map_size)
+        weight = ctx.gt_boxes.new_zeros(len(ctx.gt_boxes))
+        start = 0
+        for given, is_object in zip(ctx.images.masks, objects, strict=True):
+            row = torch.where(is_object, is_object.cumsum(0) - 1 + start, -1)
+            _draw(given.masks, row, per_gt)
+            weight[row[is_object]] = given.weight[is_object]
+            start += int(is_object.sum())
+        return DenseTarget(per_gt, (weight > 0) & (weight >= self.min_weight), weight)
+
+
+def _draw(masks: MaskSet, row: Tensor, per_gt: Tensor) -> None:
+    """Set the cells of mask g on map ``row[g]``; masks with row -1 are left out."""
+    x1, y1, x2, y2 = masks.crop_boxes.unbind(1)
+    area = (x2 - x1) * (y2 - y1)
+    owner = torch.repeat_interleave(torch.arange(len(area), device=area.device), area)
+    local = torch.arange(len(owner), device=area.device) - (area.cumsum(0) - area)[owner]
+    drawn = masks.bits & (row[owner] >= 0)
+    owner, local = owner[drawn], local[drawn]
+    width = (x2 - x1)[owner]
+    per_gt[row[owner], y1[owner] + local // width, x1[owner] + local % width] = 1
+
+
+class BoxFill:
+    """The whole box as the object's mask: what a mask trained from boxes must beat."""
+
+    needs: frozenset[str] = frozenset()
+
+    @torch.no_grad()
+    def propose(self, ctx: MaskContext) -> DenseTarget:
+        """Return every box, filled."""
+        on_row, on_col = box_bands(ctx.gt_boxes, *ctx.map_size)
+        filled = on_row[:, :, None] & on_col[:, None]
+        return DenseTarget(filled.float(), torch.ones_like(ctx.gt_labels, dtype=torch.bool))
+
+
+class Compose:
+    """One mask per object from several sources.
+
+    Args:
+        sources: at least one.
+        mode: ``first`` takes an object's mask from the first source that has one, ``mean`` averages over those that
+            have one, ``weighted`` averages by their weights. An averaged mask has the mean weight of those averaged.
+
+    Raises:
+        ConfigError: no source, or no such mode.
+    """
+
+    def __init__(self, sources: Sequence[MaskSource], mode: str = "first") -> None:
+        if not sources:
+            raise ConfigError("Compose: expected at least one source, got []")
+        if mode not in COMPOSE_MODES:
+            raise ConfigError(f"Compose: no mode '{mode}'{closest_name(mode, COMPOSE_MODES)}")
+        self.sources = list(sources)
+        self.mode = mode
+        self.needs = frozenset[str]().union(*(source.needs for source in sources))
+
+    @torch.no_grad()
+    def propose(self, ctx: MaskContext) -> DenseTarget:
+        """Return the joined masks; one accumulator, whatever the number of sources."""
+        zero = ctx.gt_boxes.new_zeros(len(ctx.gt_boxes))
+        share_sum, trust_sum, num_sources = zero, zero, zero
+        per_gt = ctx.gt_boxes.new_zeros(len(ctx.gt_boxes), *ctx.map_size)
+        for source in self.sources:
+            target = source.propose(ctx)
+            used = target.present & (num_sources == 0) if self.mode == "first" else target.present
+            trust = target.weight * used
+            share = trust if self.mode == "weighted" else used.float()
+            per_gt += target.per_gt * share[:, None, None]
+            share_sum, trust_sum, num_sources = share_sum + share, trust_sum + trust, num_sources + used
+        per_gt /= share_sum.clamp(min=MIN_WEIGHT)[:, None, None]
+        return DenseTarget(per_gt, share_sum > 0, trust_sum / num_sources.clamp(min=1))

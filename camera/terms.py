@@ -6,53 +6,32 @@ the configuration. Detection losses are in `fcos.py`; terms that look at LiDAR p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camera.affinity import CELL, Color, PairAffinity
-from camera.fcos import Positives
-from camera.sources import DenseTarget
-from mwsis.core.batch import ImageBatch
+from camera.affinity import CELL, Affinity, CellAffinity, Color, pixel_feats, valid_cells
+from camera.context import MaskContext
 from mwsis.core.distributed import everywhere, normaliser
+from mwsis.core.errors import ConfigError, closest_name
 from mwsis.core.losses import dice, pair_nll
 
-__all__ = ["CellPairs", "MaskContext", "Pairwise", "Projection", "PseudoMask", "look_alike_pairs", "raster_boxes"]
+__all__ = [
+    "CellPairs",
+    "LevelSet",
+    "MaskContext",
+    "Pairwise",
+    "Projection",
+    "PseudoMask",
+    "box_bands",
+    "look_alike_pairs",
+    "raster_boxes",
+]
 
-
-@dataclass(frozen=True, eq=False)
-class MaskContext:
-    """What a mask term may look at.
-
-    Attributes:
-        mask_logits: (K, h, w), stride 4, of the sampled positives.
-        positives: the samples and the objects of the batch.
-        images: the batch.
-        target: pseudo masks, ``None`` before their source starts.
-    """
-
-    mask_logits: Tensor
-    positives: Positives
-    images: ImageBatch
-    target: DenseTarget | None = None
-
-    @property
-    def gt_boxes(self) -> Tensor:
-        """(G, 4) float32, pixels of the resized image."""
-        return self.positives.gt_boxes
-
-    @property
-    def gt_labels(self) -> Tensor:
-        """(G,) int64."""
-        return self.positives.gt_labels
-
-    @property
-    def gt_image(self) -> Tensor:
-        """(G,) int64."""
-        return self.positives.gt_image
+RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Grey levels of ImageNet, by which level sets scale colours."""
 
 
 def _raster_axis(low: Tensor, high: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -87,6 +66,15 @@ def raster_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([*rows, *cols], 1)
 
 
+def box_bands(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the rows (G, height) and columns (G, width), bool, that `raster_boxes` covers; a box is their product."""
+    extent = raster_boxes(boxes, height, width)
+    rows = torch.arange(height, device=boxes.device)
+    cols = torch.arange(width, device=boxes.device)
+    on_row = (rows >= extent[:, :1]) & (rows <= extent[:, 1:2])
+    return on_row, (cols >= extent[:, 2:3]) & (cols <= extent[:, 3:])
+
+
 class Projection:
     """A mask's row and column maxima should be those of its box.
 
@@ -105,12 +93,8 @@ class Projection:
     def __call__(self, ctx: MaskContext) -> Tensor:
         """Return the mean over samples of two Dice losses; zero, connected to the graph, without samples."""
         prob = ctx.mask_logits.sigmoid()
-        height, width = prob.shape[1:]
-        extent = raster_boxes(ctx.gt_boxes, height, width)[ctx.positives.gt_index]
-        rows = torch.arange(height, device=prob.device)
-        cols = torch.arange(width, device=prob.device)
-        on_row = ((rows >= extent[:, :1]) & (rows <= extent[:, 1:2])).to(prob.dtype)
-        on_col = ((cols >= extent[:, 2:3]) & (cols <= extent[:, 3:])).to(prob.dtype)
+        bands = box_bands(ctx.gt_boxes, *ctx.map_size)
+        on_row, on_col = (band[ctx.positives.gt_index].to(prob.dtype) for band in bands)
         loss = dice(prob.amax(2), on_row) + dice(prob.amax(1), on_col)
         return self.weight * loss.sum() / normaliser(prob.new_tensor(len(prob)))
 
@@ -142,14 +126,14 @@ def _cells_around(extent: Tensor, reach: int, height: int, width: int) -> tuple[
     return owner, top[owner] + local // span[owner], left[owner] + local % span[owner]
 
 
-def look_alike_pairs(affinity: PairAffinity, extent: Tensor, gt_image: Tensor, threshold: float) -> CellPairs:
+def look_alike_pairs(affinity: CellAffinity, extent: Tensor, gt_image: Tensor, threshold: float) -> CellPairs:
     """Return the pairs at least as similar as the threshold that touch an object's box.
 
     An ordered pair counts when its first cell is in the box and its second shows image content; the two orders of a
     pair are one row with their number as weight, so sums equal those of the 8-neighbour form.
 
     Args:
-        affinity: similarity of I images.
+        affinity: similarity of the cells of I images, or of G objects.
         extent: (G, 4) int64, first and last row, first and last column of each box.
         gt_image: (G,) int64.
         threshold: smallest similarity.
@@ -170,8 +154,7 @@ def look_alike_pairs(affinity: PairAffinity, extent: Tensor, gt_image: Tensor, t
     in_box = (rows >= box[0]) & (rows <= box[1]) & (cols >= box[2]) & (cols <= box[3])
     valid = affinity.valid[image, rows.clamp(max=height - 1), cols.clamp(0, width - 1)]
     weight = (in_box[0] & valid[1]).float() + (in_box[1] & valid[0]).float()
-    similarity = affinity.similarity[image, :, row, col].T
-    alike = similarity >= threshold
+    alike = affinity.at(owner, image, row, col) >= threshold
     cell, direction = (onto & alike & (weight > 0)).T.nonzero(as_tuple=True)
     flat = rows * width + cols
     starts = functional.pad(owner[cell].bincount(minlength=len(extent)).cumsum(0), (1, 0))
@@ -184,7 +167,7 @@ class Pairwise:
     The same value, gradient and normaliser as the dense 8-neighbour form, from the pairs that count only.
 
     Args:
-        affinity: similarity of the images; by default of colours, two cells apart.
+        affinity: what looks alike; by default colours, two cells apart.
         threshold: pairs below are left out, never pushed apart.
         dilation: distance of paired cells for the default affinity.
         weight: factor of the loss.
@@ -193,16 +176,12 @@ class Pairwise:
     """
 
     name = "pairwise"
-    needs: frozenset[str] = frozenset({"images"})
 
     def __init__(
-        self,
-        affinity: Callable[[ImageBatch], PairAffinity] | None = None,
-        threshold: float = 0.3,
-        dilation: int = 2,
-        weight: float = 1.0,
+        self, affinity: Affinity | None = None, threshold: float = 0.3, dilation: int = 2, weight: float = 1.0
     ) -> None:
-        self.affinity = affinity or Color(dilation)
+        self.affinity: Affinity = affinity or Color(dilation)
+        self.needs: frozenset[str] = self.affinity.needs
         self.threshold = threshold
         self.weight = weight
 
@@ -211,9 +190,9 @@ class Pairwise:
 
         Complexity: O(samples times pairs of their box).
         """
-        height, width = ctx.mask_logits.shape[1:]
+        height, width = ctx.map_size
         extent = raster_boxes(ctx.gt_boxes, height, width)
-        pairs = look_alike_pairs(self.affinity(ctx.images), extent, ctx.gt_image, self.threshold)
+        pairs = look_alike_pairs(self.affinity.of(ctx), extent, ctx.gt_image, self.threshold)
         gt_index = ctx.positives.gt_index
         count = pairs.starts.diff()[gt_index]
         sample = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
@@ -225,6 +204,69 @@ class Pairwise:
         return self.weight * (loss * weight).sum() / normaliser(weight.sum())
 
 
+class LevelSet:
+    """The cells of a box that a mask takes, and those that it leaves, should each be of one kind.
+
+    ``E = (sum m |f - c1|^2 + sum (1 - m) |f - c2|^2) / cells of the box``, c1 and c2 being the means of the features
+    weighted by m and by 1 - m. Computed from sums of 1, f and |f|^2, so no map of samples times channels is made.
+
+    Args:
+        features: ``color``, or the pixel features of the ``student`` or the ``teacher``; never differentiated.
+        weight: factor of the loss.
+
+    Raises:
+        ConfigError: no such features.
+
+    Source: Chan-Vese energy as in BoxLevelSet (ECCV 2022) and Box2Mask, per box; colours in units of ImageNet's
+    deviation. *Simplified*: no tree filter.
+    """
+
+    name = "level_set"
+
+    def __init__(self, features: str = "color", weight: float = 1.0) -> None:
+        if features not in (known := ("color", "student", "teacher")):
+            raise ConfigError(f"LevelSet: no features '{features}'{closest_name(features, known)}")
+        self.features = features
+        self.needs = frozenset({"teacher"}) if features == "teacher" else frozenset({"images"})
+        self.weight = weight
+
+    def __call__(self, ctx: MaskContext) -> Tensor:
+        """Return the mean energy of the samples; zero, connected to the graph, without samples.
+
+        Complexity: O(samples times cells times channels) operations, O(samples times cells) memory.
+        """
+        gt_index, image = ctx.positives.gt_index, ctx.positives.image_index
+        on_row, on_col = (band[gt_index] for band in box_bands(ctx.gt_boxes, *ctx.map_size))
+        shown = valid_cells(ctx.images, *ctx.map_size)[image]
+        box = (on_row[:, :, None] & on_col[:, None] & shown).flatten(1)
+        prob = ctx.mask_logits.float().sigmoid().flatten(1)
+        table = self._table(ctx)
+        energy = _spread(prob * box, table, image) + _spread((1 - prob) * box, table, image)
+        energy = energy / box.sum(1).clamp(min=1)
+        return self.weight * energy.sum() / normaliser(prob.new_tensor(len(prob)))
+
+    @torch.no_grad()
+    def _table(self, ctx: MaskContext) -> Tensor:
+        """Return (I, cells, 1 + D + 1): one, the features about their mean, and their squared length."""
+        if self.features == "color":
+            mean, deviation = (torch.tensor(rgb, device=ctx.images.images.device) for rgb in (RGB_MEAN, RGB_STD))
+            feats = functional.avg_pool2d(ctx.images.images.float(), CELL)
+            feats = (feats - mean[:, None, None]) / deviation[:, None, None]
+        else:
+            feats = pixel_feats(ctx, self.features)
+        feats = feats.flatten(2).transpose(1, 2)
+        feats = feats - feats.mean(1, keepdim=True)
+        return torch.cat([torch.ones_like(feats[..., :1]), feats, feats.square().sum(2, keepdim=True)], 2)
+
+
+def _spread(share: Tensor, table: Tensor, image: Tensor) -> Tensor:
+    """Return (K,): the sum over cells of share times squared distance from the mean so weighted."""
+    groups = torch.split(share, image.bincount(minlength=len(table)).tolist())
+    sums = torch.cat([group @ one for group, one in zip(groups, table, strict=True)])
+    total, first, second = sums[:, 0], sums[:, 1:-1], sums[:, -1]
+    return (second - first.square().sum(1) / total.clamp(min=1e-6)).clamp(min=0)
+
+
 class PseudoMask:
     """A mask should equal the pseudo mask of its object where that is sure.
 
@@ -232,19 +274,30 @@ class PseudoMask:
         high: pseudo probabilities above become 1.
         low: pseudo probabilities below become 0; between, the cell is left out.
         global_dice: one Dice over all samples together (published) instead of the mean of one per sample.
+        entropy: cross-entropy beside Dice (MWSIS: yes, BoxTeacher: no).
         weight: factor of the loss.
 
     Source: MWSIS (AAAI 2024), IPG loss: 0.7, 0.3, cross-entropy plus Dice; Dice per sample is *corrected*: the
-    published one over all samples lets large objects decide.
+    published one over all samples lets large objects decide. An object counts with the weight of its pseudo mask
+    (BoxTeacher, CVPR 2023), in the numerators only: many doubtful masks teach less, not more.
     """
 
     name = "pseudo_mask"
     needs: frozenset[str] = frozenset({"target"})
 
-    def __init__(self, high: float = 0.7, low: float = 0.3, *, global_dice: bool = False, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        high: float = 0.7,
+        low: float = 0.3,
+        *,
+        global_dice: bool = False,
+        entropy: bool = True,
+        weight: float = 1.0,
+    ) -> None:
         self.high = high
         self.low = low
         self.global_dice = global_dice
+        self.entropy = entropy
         self.weight = weight
 
     def __call__(self, ctx: MaskContext) -> Tensor:
@@ -254,15 +307,17 @@ class PseudoMask:
         gt_index = ctx.positives.gt_index
         present = ctx.target.present[gt_index]
         logits, soft = ctx.mask_logits[present].flatten(1), ctx.target.per_gt[gt_index[present]].flatten(1)
+        trust = ctx.target.weight[gt_index[present]].to(logits.dtype)[:, None]
         wanted = (soft > self.high).to(logits.dtype)
         sure = ((soft > self.high) | (soft < self.low)).to(logits.dtype)
-        entropy = functional.binary_cross_entropy_with_logits(logits, wanted, sure, reduction="sum")
-        entropy = entropy / normaliser(sure.sum())
-        prob = logits.sigmoid()
+        loss = self._dice(logits.sigmoid(), wanted, sure, trust, present)
+        if self.entropy:
+            entropy = functional.binary_cross_entropy_with_logits(logits, wanted, sure * trust, reduction="sum")
+            loss = entropy / normaliser(sure.sum()) + loss
+        return self.weight * loss
+
+    def _dice(self, prob: Tensor, wanted: Tensor, sure: Tensor, trust: Tensor, present: Tensor) -> Tensor:
         if self.global_dice:
-            rows = (part.reshape(1, -1) for part in (prob, wanted, sure))
-            overlap = dice(*rows, whole_step=True)[0] * (not everywhere(not bool(present.any())))
-        else:
-            num_samples = normaliser(present.sum())
-            overlap = dice(prob, wanted, sure).sum() / num_samples
-        return self.weight * (entropy + overlap)
+            rows = (part.reshape(1, -1) for part in (prob, wanted, sure * trust))
+            return dice(*rows, whole_step=True)[0] * (not everywhere(not bool(present.any())))
+        return (dice(prob, wanted, sure) * trust[:, 0]).sum() / normaliser(present.sum())

@@ -1,4 +1,4 @@
-"""Decoding, resizing and mirroring of images, with the boxes and pixels that lie on them.
+"""Decoding, resizing and mirroring of images, with the boxes, masks and pixels that lie on them.
 
 One `ImageGeometry` is applied to everything on an image, so nothing can be moved in one place and forgotten in another.
 Padding is done by `mwsis.data.dataset.collate`, normalisation by the model. Next: `fusion.transforms`.
@@ -7,6 +7,7 @@ Padding is done by `mwsis.data.dataset.collate`, normalisation by the model. Nex
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from camera.condinst import MASK_STRIDE
 from mwsis.core.errors import ConfigError, DataError
-from mwsis.core.instances import Boxes2D
+from mwsis.core.frame import BoxMasks
+from mwsis.core.instances import Boxes2D, MaskSet
 
 __all__ = ["ImageGeometry", "ResizeFlip", "decode_image"]
+
+
+HALF = 0.5 - 1e-5
+"""Covered share from which a cell belongs to a mask; a little less, so that rounding does not decide on halves."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,50 @@ class ImageGeometry:
         corners = self.apply_uv(labels.boxes.reshape(-1, 2, 2))
         boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
         return Boxes2D(boxes, labels.labels, labels.ignore)
+
+    def apply_masks(self, given: BoxMasks) -> BoxMasks:
+        """Return the masks on the new image at stride 4: the cells that a mask covers by half or more.
+
+        A mask that covers no cell by half gets the cell it covers most. Only crops are touched.
+        """
+        boxes, crops = [], []
+        for index in range(len(given.masks)):
+            box, crop = self._cells(given.masks.crop_boxes[index].tolist(), given.masks.crop(index))
+            boxes.append(box)
+            crops.append(crop)
+        size = (-(-self.height // MASK_STRIDE), -(-self.width // MASK_STRIDE))
+        masks = MaskSet.from_crops(*size, torch.tensor(boxes, dtype=torch.int64), crops)
+        return BoxMasks(masks, given.weight)
+
+    def _cells(self, box: list[int], crop: Tensor) -> tuple[list[int], Tensor]:
+        """Return the crop box in cells and the covered cells of a mask in recorded pixels."""
+        if not bool(crop.any()):
+            return [0, 0, 0, 0], torch.zeros(0, 0, dtype=torch.bool)
+        x1, y1, x2, _ = box
+        if self.flipped:
+            x1, crop = self.original_width - x2, crop.flip(1)
+        top, cover = _cover(crop.float(), y1, self.original_height / self.height * MASK_STRIDE)
+        left, cover = _cover(cover.T, x1, self.original_width / self.width * MASK_STRIDE)
+        cover = cover.T
+        cells = cover >= min(HALF, float(cover.max()))
+        return [left, top, left + cells.shape[1], top + cells.shape[0]], cells
+
+
+def _cover(maps: Tensor, start: int, cell: float) -> tuple[int, Tensor]:
+    """Return the first cell that the rows touch and the mean over each touched cell, zero beyond the rows.
+
+    Args:
+        maps: (n, m) float, rows ``start`` to ``start + n``.
+        start: pixels.
+        cell: edge of a cell, pixels.
+    """
+    num_rows = len(maps)
+    first, last = math.floor(start / cell), math.ceil((start + num_rows) / cell)
+    edge = (torch.arange(first, last + 1, dtype=torch.float64) * cell - start).clamp(0, num_rows)
+    whole = edge.long().clamp(max=num_rows - 1)
+    total = functional.pad(maps.cumsum(0), (0, 0, 1, 0))
+    below = total[whole] + (edge - whole).float()[:, None] * maps[whole]
+    return first, below.diff(dim=0) / cell
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """One training step, in the order of the paper: teacher, labels, losses. Read this file first.
 
-    camera student   FCOS + projection + colour pairs from 2D boxes; from `start` on also the teacher's masks (IPG)
+    camera student   FCOS + projection + colour pairs from 2D boxes; from `start` on also pseudo masks: the teacher's
+                     (IPG, matched detections) or such as came with the boxes
     LiDAR student    focal + centre votes on spatial labels (SPG), corrected by the teacher's vote history (PVC) and,
                      on request, by ring segments (RSC)
     cross-modal      LiDAR teacher -> camera student, camera teacher -> LiDAR student on point-pixel pairs (CSCS)
@@ -13,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from camera.condinst import MASK_STRIDE
-from camera.fcos import Positives
-from camera.sources import DenseTarget, PositiveAggregation
-from camera.terms import MaskContext
+from camera.context import DenseTarget, MaskContext, TeacherView
+from camera.segmentor import CondInst
+from camera.sources import MaskSource
 from fusion.correspondence import point_pixel_pairs
 from fusion.distillation import camera_to_lidar, class_maps, lidar_to_camera
 from fusion.ring_correction import correct_by_ring_segment
@@ -56,7 +57,7 @@ class Method:
 
     Attributes:
         camera_terms: mask terms by name.
-        mask_source: makes camera pseudo masks from the teacher's positives; None = none.
+        mask_source: makes camera pseudo masks; None = none.
         lidar_to_camera, camera_to_lidar: weight of the distillation over the run; None = off.
         record_votes_from: progress from which the teacher's point votes are stored; None = never.
         correct_votes_from: progress from which agreeing votes override spatial labels.
@@ -69,7 +70,7 @@ class Method:
     """
 
     camera_terms: dict[str, WeightedTerm]
-    mask_source: PositiveAggregation | None = None
+    mask_source: MaskSource | None = None
     lidar_to_camera: Ramp | None = None
     camera_to_lidar: Ramp | None = None
     record_votes_from: float | None = None
@@ -176,17 +177,20 @@ class PretrainingStep(nn.Module):
             losses[f"camera/{name}"] = value
 
         sampled = camera.sample(dense, positives, self.method.masks_per_image)
-        target = self._teacher_masks(batch, sampled, progress)
-        context = MaskContext(camera.decode_masks(dense, sampled), sampled, images, target)
+        teacher = TeacherView(self._teaching_camera, images, sampled)
+        logits = camera.decode_masks(dense, sampled)
+        context = MaskContext(logits, sampled, images, None, teacher, dense.mask_feats)
+        if self.method.mask_source is not None and self._masks_asked(progress):
+            context = replace(context, target=self.method.mask_source.propose(context))
         for name, weighted in self.method.camera_terms.items():
             weight = weighted.schedule(progress)
-            if weight > 0 and not (weighted.needs_target and target is None):
+            if weight > 0 and not (weighted.needs_target and context.target is None):
                 losses[f"camera/{name}"] = weight * weighted.term(context)
         return CameraPass(
             context.mask_logits,
             sampled.class_index,
             sampled.image_index,
-            target,
+            context.target,
             context.gt_labels,
             context.gt_image,
         )
@@ -250,19 +254,11 @@ class PretrainingStep(nn.Module):
         assert isinstance(output, PointOutput)
         return output
 
-    @torch.no_grad()
-    def _teacher_masks(self, batch: Batch, sampled: Positives, progress: float) -> DenseTarget | None:
-        """Return the camera teacher's mask per box (IPG), or None while nobody asks for them."""
+    def _masks_asked(self, progress: float) -> bool:
+        """Return whether a term or the LiDAR branch asks for pseudo masks at this point of the run."""
         asked = [term.schedule(progress) > 0 for term in self.method.camera_terms.values() if term.needs_target]
         asked.append(self.method.camera_to_lidar is not None and self.method.camera_to_lidar(progress) > 0)
-        if self.method.mask_source is None or not any(asked):
-            return None
-        with self._teaching() as teacher:
-            assert teacher.camera is not None
-            dense = teacher.camera.dense(batch.images)
-            masks = teacher.camera.decode_masks(dense, sampled).sigmoid()
-            cls_prob, iou = teacher.camera.evidence(dense, sampled)
-        return self.method.mask_source(masks, cls_prob, iou, sampled.gt_index, sampled.num_gt)
+        return any(asked)
 
     def _corrected_labels(self, batch: Batch, progress: float) -> PointLabels:
         """Return the labels to train on: the batch's, corrected by votes, these corrected by ring segments.
@@ -297,6 +293,12 @@ class PretrainingStep(nn.Module):
         point_index = batch.points.point_index.cpu()
         for frame, start, end in zip(batch.frame_index.tolist(), offsets[:-1], offsets[1:], strict=True):
             yield frame, point_index[start:end], slice(start, end)
+
+    @contextmanager
+    def _teaching_camera(self) -> Iterator[CondInst]:
+        with self._teaching() as teacher:
+            assert teacher.camera is not None
+            yield teacher.camera
 
     @contextmanager
     def _teaching(self) -> Iterator[MultimodalSegmentor]:

@@ -18,6 +18,7 @@ from lidar.transforms import RotateScaleFlip
 from mwsis.core.batch import Sample
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.frame import CameraView, Frame, PixelMap
+from mwsis.data.given_masks import GivenMasks
 from mwsis.data.label_cache import FrameLabels
 
 __all__ = ["PairedTransform", "in_range"]
@@ -52,6 +53,8 @@ class PairedTransform:
         only_in_image: drop points that none of the sample's cameras sees.
         load_images: ``False`` leaves the images and their boxes out, and the points as they would be with them.
         augment: ``False`` leaves out every draw and loads every camera.
+        given_masks: what gives training the masks of a frame's boxes; asked by `mwsis.data.dataset.FrameDataset`.
+            ``None`` for training from boxes and for evaluation.
 
     Raises:
         ConfigError: the range is empty or ``cameras_per_frame`` below 1.
@@ -67,6 +70,7 @@ class PairedTransform:
     only_in_image: bool = True
     load_images: bool = True
     augment: bool = True
+    given_masks: GivenMasks | None = None
 
     def __post_init__(self) -> None:
         bounds = list(self.point_cloud_range)
@@ -77,7 +81,7 @@ class PairedTransform:
 
     def deterministic(self) -> PairedTransform:
         """Return the transform for evaluation: no augmentation, all cameras, the largest image width."""
-        return replace(self, augment=False)
+        return replace(self, augment=False, given_masks=None)
 
     def __call__(self, frame: Frame, labels: FrameLabels, frame_index: int, generator: torch.Generator) -> Sample:
         """Return the sample.
@@ -114,6 +118,11 @@ class PairedTransform:
             ),
             original_sizes=tuple((view.camera.height, view.camera.width) for view in cameras),
             labels=tuple(geometry.apply_boxes(view.labels) for view, geometry in zip(cameras, geometries, strict=True)),
+            masks=tuple(
+                geometry.apply_masks(frame.given_masks[index])
+                for index, geometry in zip(chosen, geometries, strict=True)
+                if frame.given_masks
+            ),
         )
 
     def _sweep(self, frame: Frame, cameras: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@
     uv run tools/train.py resume=RUN                         continue a run that was interrupted (ctrl-C saves first)
 
 Settings are key=value; files in configs/ hold the defaults of each group:
-    data=street|kitti  method=mwsis|boxinst|frustum  camera=...  lidar=...  trainer=cpu|gpu|ddp|slurm  experiment=...
+    data=street|kitti|coco  method=mwsis|boxinst|boxteacher|frustum|...  camera=...  lidar=...
+    trainer=cpu|gpu|ddp|slurm  experiment=...
     seed=0  out=DIR  trainer.max_steps=N  method.ipg=false  method.pvc=false  method.cscs.camera_to_lidar=false  ...
 
 The run folder holds config.yaml, metrics.json, report.html, losses.csv, checkpoints/last.ckpt and export/.
@@ -65,9 +66,11 @@ def main(arguments: list[str]) -> None:
 def prepare_run(run: RunConfig) -> Prepared:
     """Open the data set; the first of several processes reads it into the cache."""
     from mwsis.training import launch
+    from mwsis.training.build import check_training
     from mwsis.training.prepare import build_source, importing, prepare
 
     source = build_source(run)
+    check_training(run)
     with importing("mwsis.training.run"), launch.in_turns():
         return prepare(run, source, progress_line)
 

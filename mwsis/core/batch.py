@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mwsis.core.frame import PixelMap
+from mwsis.core.frame import BoxMasks, PixelMap
 from mwsis.core.instances import Boxes2D, PointLabels
 
 __all__ = ["Batch", "ImageBatch", "PointBatch", "Sample", "move"]
@@ -57,12 +57,14 @@ class ImageBatch:
         sizes: (I, 2) int64, height and width of the content.
         original_sizes: (I, 2) int64, height and width of the recorded image.
         labels: I sets of boxes, pixels of the resized image.
+        masks: I sets of masks of these boxes at stride 4, if the configuration lets training see any; else ().
     """
 
     images: Tensor
     sizes: Tensor
     original_sizes: Tensor
     labels: tuple[Boxes2D, ...]
+    masks: tuple[BoxMasks, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,6 +85,7 @@ class Sample:
     images: tuple[Tensor, ...]
     original_sizes: tuple[tuple[int, int], ...]
     labels: tuple[Boxes2D, ...]
+    masks: tuple[BoxMasks, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

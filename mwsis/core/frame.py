@@ -18,7 +18,17 @@ from mwsis.core.errors import DataError
 from mwsis.core.geometry import CameraModel
 from mwsis.core.instances import Boxes2D, MaskSet
 
-__all__ = ["CameraView", "Frame", "FrameTruth", "ImageTruth", "LidarGeometry", "PixelMap", "PointCloud", "PointFeature"]
+__all__ = [
+    "BoxMasks",
+    "CameraView",
+    "Frame",
+    "FrameTruth",
+    "ImageTruth",
+    "LidarGeometry",
+    "PixelMap",
+    "PointCloud",
+    "PointFeature",
+]
 
 
 class PointFeature(IntEnum):
@@ -140,6 +150,22 @@ class CameraView:
 
 
 @dataclass(frozen=True, eq=False)
+class BoxMasks:
+    """Masks given to training beside the boxes of one image.
+
+    Attributes:
+        masks: one per box of the image's labels, same order, ignore regions too; empty where there is none.
+        weight: (G,) float32 in [0, 1], how far each is to be trusted; 0 = there is none.
+    """
+
+    masks: MaskSet
+    weight: Tensor
+
+    def __post_init__(self) -> None:
+        require(self.weight, "weight", (len(self.masks),), torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
 class ImageTruth:
     """Ground truth of one image, for evaluation only.
 
@@ -201,6 +227,8 @@ class Frame:
         pixels: per point, same order.
         cameras: the images.
         truth: evaluation only; ``None`` where the data set has none. Training never receives it (`without_truth`).
+        given_masks: per camera, masks that the configuration lets training see; () = none, as in a store. Filled in by
+            `mwsis.data.dataset` alone.
     """
 
     frame_id: str
@@ -210,6 +238,7 @@ class Frame:
     pixels: PixelMap
     cameras: tuple[CameraView, ...]
     truth: FrameTruth | None = None
+    given_masks: tuple[BoxMasks, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.pixels) != len(self.points):
@@ -221,4 +250,4 @@ class Frame:
 
     def without_truth(self) -> Frame:
         """Return the frame as training sees it: no masks, no point labels, no 3D boxes."""
-        return replace(self, truth=None)
+        return replace(self, truth=None, given_masks=())

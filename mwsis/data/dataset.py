@@ -1,5 +1,8 @@
 """From stored frames to batches: ground truth is dropped here, augmentation happens in the transform given.
 
+Masks reach training through one door only: a transform that carries ``given_masks`` (`mwsis.data.given_masks`) is shown
+those, because the configuration says so; every other one gets frames without any.
+
 `FrameDataset` joins frames, labels and transform; `collate` joins samples. The transform is made of `lidar.transforms`,
 `camera.transforms` and `fusion.transforms`; the order of visits is in `sampler.py`.
 """
@@ -7,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +20,7 @@ from mwsis.core.batch import Batch, ImageBatch, PointBatch, Sample
 from mwsis.core.errors import DataError
 from mwsis.core.frame import Frame
 from mwsis.core.instances import Boxes2D, PointLabels
+from mwsis.data.given_masks import GivenMasks, require_masks
 from mwsis.data.label_cache import FrameLabels
 from mwsis.data.sampler import seeded_generator
 
@@ -29,7 +34,8 @@ IMAGE_MULTIPLE = 32
 class FrameDataset(Dataset[Sample]):
     """Training samples of a frame store.
 
-    The transform never sees ground truth: it is taken off before. What it draws depends on ``seed`` and the position
+    The transform never sees ground truth: it is taken off before. Where it has an attribute ``given_masks`` that is not
+    ``None``, the frame carries the masks that this gives. What the transform draws depends on ``seed`` and the position
     in the run alone, so a resumed run continues with the samples it would have had.
 
     Args:
@@ -39,7 +45,7 @@ class FrameDataset(Dataset[Sample]):
         seed: of the augmentation.
 
     Raises:
-        DataError: frames and labels differ in number.
+        DataError: frames and labels differ in number, or masks are given but no box of any frame has one.
     """
 
     def __init__(
@@ -51,6 +57,9 @@ class FrameDataset(Dataset[Sample]):
         self.labels = labels
         self.transform = transform
         self.seed = seed
+        self.given_masks: GivenMasks | None = getattr(transform, "given_masks", None)
+        if self.given_masks is not None:
+            require_masks(self.given_masks, frames)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -62,7 +71,10 @@ class FrameDataset(Dataset[Sample]):
             DataError: labels and frame differ in length, or an image cannot be decoded.
         """
         index, position = (key, key) if isinstance(key, int) else key
-        frame = self.frames[index].without_truth()
+        stored = self.frames[index]
+        frame = stored.without_truth()
+        if self.given_masks is not None:
+            frame = replace(frame, given_masks=self.given_masks.of(stored))
         labels = FrameLabels.unlabelled(len(frame.points)) if self.labels is None else self.labels[index]
         if len(labels.ring_segment_id) != len(frame.points):
             got = f"{len(labels.ring_segment_id)} labels for {len(frame.points)} points"
@@ -134,7 +146,8 @@ def _image_batch(samples: list[Sample]) -> ImageBatch:
     padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
     for canvas, image in zip(padded, images, strict=True):
         canvas[:, : image.shape[1], : image.shape[2]] = image
-    return ImageBatch(padded, sizes, torch.tensor(originals, dtype=torch.int64).reshape(-1, 2), labels)
+    masks = tuple(given for sample in samples for given in sample.masks)
+    return ImageBatch(padded, sizes, torch.tensor(originals, dtype=torch.int64).reshape(-1, 2), labels, masks)
 
 
 def _rounded_up(size: int) -> int:

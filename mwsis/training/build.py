@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from hydra.utils import get_method
@@ -18,17 +19,76 @@ from lidar.point_head import semantic_loss
 from lidar.segmentor import build_lidar_segmentor
 from lidar.transforms import RotateScaleFlip
 from mwsis.core import segment_ops
+from mwsis.core.errors import ConfigError
 from mwsis.core.schedule import EMADecay, Ramp
+from mwsis.data.given_masks import GivenMasks, MaskFile, TrueMasks
 from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, RunConfig, TermConfig, instantiated
 from mwsis.training.prepare import ring_classes
 
-__all__ = ["build_method", "build_segmentor", "build_transform", "optim_settings"]
+__all__ = ["build_method", "build_segmentor", "build_transform", "check_training", "given_masks", "optim_settings"]
 
 CAMERA_SEED, LIDAR_SEED = 1, 2
+REMEDIES = {
+    "target": "pseudo masks; give method.mask_source",
+    "ema_teacher": "a teacher of its own; set method.ema=true",
+    "given_masks": "masks of the boxes; set data.supervision=masks, or data.masks to a COCO file",
+    "lidar": "the LiDAR branch; add it to method.branches",
+}
+"""What a term or source can need that a run may lack, and what to do about it."""
+
+
+def check_training(run: RunConfig) -> None:
+    """Refuse a run whose camera terms need what nothing provides, or whose file of masks is not one.
+
+    Raises:
+        ConfigError: a need without provider; the sentence says what to set.
+        DataError: see `mwsis.data.given_masks.MaskFile`.
+    """
+    if "camera" not in run.method.branches:
+        return
+    method = build_method(run)
+    provided = {
+        "images": True,
+        "teacher": True,  # the student itself where there is no other
+        "ema_teacher": run.method.ema,
+        "lidar": "lidar" in run.method.branches,
+        "given_masks": run.data.supervision == "masks" or run.data.masks is not None,
+        "target": method.mask_source is not None,
+    }
+    asking: dict[str, Any] = {
+        f"method.camera_terms.{name}": weighted.term for name, weighted in method.camera_terms.items()
+    }
+    wanted = any(weighted.needs_target for weighted in method.camera_terms.values())
+    if method.mask_source is not None and (wanted or method.camera_to_lidar is not None):
+        asking["method.mask_source"] = method.mask_source
+    for where, asker in asking.items():
+        for need in sorted(asker.needs):
+            if not provided.get(need, False):
+                remedy = REMEDIES.get(need, f"'{need}', which nothing here provides; known: {', '.join(provided)}")
+                raise ConfigError(f"{where} ({type(asker).__name__}) needs {remedy}")
+    given_masks(run)
+
+
+def given_masks(run: RunConfig) -> GivenMasks | None:
+    """Return what gives training the masks of its boxes; None where it is trained from boxes.
+
+    Raises:
+        DataError: see `mwsis.data.given_masks.MaskFile`.
+    """
+    if run.data.masks is not None:
+        names = instantiated(run.data.source, "data.source").class_names
+        return MaskFile(run.data.masks, names, allow_truth=run.data.supervision == "masks")
+    return TrueMasks() if run.data.supervision == "masks" else None
 
 
 def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
-    """Return what turns frames into samples; without augmentation it is deterministic and keeps every camera."""
+    """Return what turns frames into samples; without augmentation it is deterministic and keeps every camera.
+
+    Raises:
+        ConfigError, DataError: with augmentation, which is for training, see `check_training`.
+    """
+    if augment:
+        check_training(run)
     widths = run.data.image_widths if augment else run.data.image_widths[-1:]
     cameras_per_frame = run.data.cameras_per_frame if augment else None
     return PairedTransform(
@@ -39,6 +99,7 @@ def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
         only_in_image=run.data.only_in_image,
         load_images=not augment or "camera" in run.method.branches,
         augment=augment,
+        given_masks=given_masks(run) if augment and "camera" in run.method.branches else None,
     )
 
 

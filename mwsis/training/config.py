@@ -43,6 +43,7 @@ NETWORKS = {
 
 PRECISIONS = ("32", "bf16-camera")
 SEGMENT_OPS = ("torch", "scatter")
+SUPERVISIONS = ("boxes", "masks")
 VOTES_KEPT = 4
 """Of each point; `fusion.vote_history.DEPTH`, which a check before anything heavy is imported cannot read."""
 
@@ -78,6 +79,10 @@ class DataConfig:
     cameras_per_frame: int | None = None
     # class-wise clustering radii, metres, in class order (MWSIS section 3.1: .6 .1 .4)
     radii: list[float] = field(default_factory=lambda: [0.6, 0.1, 0.4])
+    # boxes | masks: whether training may see masks that a person drew; boxes is what this project is about
+    supervision: str = "boxes"
+    # COCO file of masks made elsewhere (mwsis.data.given_masks); null = with supervision=masks the data set's own
+    masks: str | None = None
     # training frames, evenly spread, on which the quality of the labels is measured; null = all
     quality_frames: int | None = None
 
@@ -216,7 +221,7 @@ class MethodConfig:
     # a point is corrected when so many of its last so many votes, 4 at most, are the same (published: 4 of 4)
     pvc_agree: int = 4
     pvc_of: int = 4
-    # `_target_` of the source of camera pseudo masks
+    # `_target_` of the source of camera pseudo masks (camera.sources)
     mask_source: Any = None
     camera_terms: dict[str, TermConfig] = field(default_factory=dict)
     lidar_to_camera: TermConfig = field(default_factory=TermConfig)
@@ -308,6 +313,8 @@ def typed(config: DictConfig) -> RunConfig:
         raise ConfigError(f"trainer.segment_ops: expected one of {list(SEGMENT_OPS)}, got {run.trainer.segment_ops}")
     if run.trainer.segment_ops == "scatter" and find_spec("torch_scatter") is None:
         raise ConfigError("trainer.segment_ops=scatter: torch-scatter is not installed; install the extra 'scatter'")
+    if run.data.supervision not in SUPERVISIONS:
+        raise ConfigError(f"data.supervision: expected one of {list(SUPERVISIONS)}, got {run.data.supervision}")
     pad_to = run.data.pad_to
     if pad_to is not None and (len(pad_to) != 2 or any(side < 32 or side % 32 for side in pad_to)):
         raise ConfigError(f"data.pad_to: expected height and width, multiples of 32, or null, got {pad_to}")

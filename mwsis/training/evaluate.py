@@ -11,13 +11,14 @@ from fusion.segmentor import MultimodalSegmentor
 from mwsis.evaluation.predictions import FramePrediction, SplitScores
 from mwsis.evaluation.protocols import OURS, PROTOCOLS, Protocol
 from mwsis.training import build
-from mwsis.training.config import RunConfig
+from mwsis.training.commands import restore_config
+from mwsis.training.config import RunConfig, typed
 from mwsis.training.inference import predict
 from mwsis.training.label_scores import label_quality
 from mwsis.training.prepare import Prepared, ring_classes
 from mwsis.training.run import load_run
 
-__all__ = ["evaluate_run", "for_protocol", "trained_from"]
+__all__ = ["evaluate_run", "for_protocol", "labels_used", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -61,7 +62,7 @@ def evaluate_run(
     }
     metrics |= {"method": run.method.name, "seed": run.seed, "steps": state["global_step"]}
     metrics["protocol"] = {"used": protocol.name, "known": {name: one.meaning for name, one in PROTOCOLS.items()}}
-    metrics["labels_used"] = "2D boxes only"
+    metrics["labels_used"] = labels_used(typed(restore_config(state["config"])))  # not of the data it is scored on
     return metrics, shown
 
 
@@ -95,11 +96,19 @@ def for_protocol(run: RunConfig, protocol: Protocol) -> RunConfig:
     return replace(run, data=replace(run.data, source=source, train_split=run.data.val_split))
 
 
+def labels_used(run: RunConfig) -> str:
+    """Say in words which labels of the data set training saw."""
+    if run.data.masks is not None:
+        made = "gt_ or pseudo_" if run.data.supervision == "masks" else "pseudo_"
+        return f"2D boxes and the {made} masks of {run.data.masks}"
+    return "2D boxes and their gt_ masks" if run.data.supervision == "masks" else "2D boxes only"
+
+
 def trained_from(run: RunConfig, branch: str) -> str:
     """Say in words what the networks of a branch were trained from."""
     method = run.method
     if branch == "camera":
-        said = ["2D boxes"] + ["pseudo_ masks of its teacher (IPG)"] * method.ipg
+        said = [labels_used(run).removesuffix(" only")] + ["pseudo_ masks of its teacher (IPG)"] * method.ipg
         return ", ".join(said + ["the LiDAR teacher's points (CSCS)"] * method.cscs.lidar_to_camera)
     labels = f"spatial labels (SPG, {method.labels})" if method.spg_rings else "clusters"
     said = [f"pseudo_ {labels if method.spg else 'labels: every point inside a 2D box'} from 2D boxes"]

@@ -45,12 +45,48 @@ def test_frozen_stage_and_frozen_statistics():
     assert all(torch.equal(value, before[name]) for name, value in backbone.body.named_buffers())
 
 
+def test_frozen_affine_keeps_scale_and_shift_of_batch_norms():
+    backbone = ImageBackbone("resnet18", norm="frozen_affine").train()
+    trained = {name: value.requires_grad for name, value in backbone.body.named_parameters()}
+    assert all(wanted is ("bn" not in name and "downsample.1" not in name) for name, wanted in trained.items())
+    assert not any(module.training for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "frozen", "trained"),
+    [
+        ("resnet50", [512, 1024, 2048], 0, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
+        ("resnet101", [512, 1024, 2048], 3, {"layer4"}),
+        ("convnext_atto", [80, 160, 320], 1, {"stages_1", "stages_2", "stages_3"}),
+        ("swin_tiny_patch4_window7_224", [192, 384, 768], 2, {"layers_2", "layers_3"}),
+    ],
+)
+def test_maps_of_other_networks(name, channels, frozen, trained):
+    backbone = ImageBackbone(name, frozen_stages=frozen).eval()
+    assert {key.split(".")[0] for key, value in backbone.body.named_parameters() if value.requires_grad} == trained
+    images, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
+    with torch.no_grad():
+        maps = backbone(images, sizes)
+        plain = backbone.body(backbone.normalise(images, sizes))[-1][0]
+    assert [tuple(one.shape[1:]) for one in maps] == [
+        (depth, 64 // stride, 96 // stride) for depth, stride in zip(channels, (8, 16, 32), strict=True)
+    ]
+    cell = plain[1, 2] if name.startswith("swin") else plain[:, 1, 2]
+    assert torch.equal(maps[2][0, :, 1, 2], cell)
+
+
+def test_swin_shifts_windows_on_every_map():
+    body = ImageBackbone("swin_tiny_patch4_window7_224").body
+    assert body.get_submodule("layers_3.blocks.1").shift_size == (3, 3)
+
+
 def test_missing_pretrained_weights_are_one_sentence(monkeypatch):
     def offline(*_, **__):
         raise FileNotFoundError("no network\nretrying")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ConfigError, match=r"camera\.pretrained: .* 'resnet50'") as caught:
+    wanted = r"camera\.pretrained: .* 'resnet50', model.safetensors of timm/resnet50.* FileNotFoundError; run"
+    with pytest.raises(ConfigError, match=wanted) as caught:
         ImageBackbone("resnet50", pretrained=True)
     assert "\n" not in str(caught.value)
 
@@ -62,7 +98,18 @@ def test_missing_pretrained_weights_are_one_sentence(monkeypatch):
         ({"norm": "layer"}, "camera.norm"),
         ({"norm": "group", "pretrained": True}, "use frozen"),
         ({"pixel_style": "coffee"}, "did you mean 'caffe'"),
-        ({"name": "vit_tiny_patch16_224"}, "camera"),
+        ({"name": "test_vit"}, r"camera\.backbone: expected feature strides 8, 16, 32, got"),
+        ({"name": "coat_lite_tiny"}, r"camera\.backbone: .* images of any size"),
+        (
+            {"name": "swin_tiny_patch4_window7_224", "norm": "group"},
+            "with camera.norm 'group' at .* use camera.norm=batch",
+        ),
+        ({"frozen_stages": 5}, "expected 0 to 4 with 'resnet18', got 5"),
+        ({"frozen_stages": -1}, "expected 0 to 4"),
+        ({"pretrained": True, "pixel_style": "caffe"}, "weights of 'resnet18' expect imagenet, got 'caffe'"),
+        ({"name": "test_resnet", "pretrained": True}, "weights of 'test_resnet' expect half, got 'imagenet'"),
+        ({"name": "swinv2_cr_tiny_224", "pretrained": True}, "timm has no weights"),
+        ({"name": "resnet18.nonsense", "pretrained": True}, "timm has no weights"),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -107,3 +107,12 @@ def test_pasted_masks_equal_full_size_interpolation(original):
         assert torch.equal(masks.dense(index)[sure], (full[index] > 0.5)[sure])
     assert masks.crop_boxes[0].tolist() == [0, 0, 0, 0]
     assert len(paste_masks(prob[:0], size, original)) == 0
+
+
+def test_pasted_masks_at_the_networks_size_equal_the_published_enlargement():
+    prob = torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(2))
+    full = aligned_bilinear(prob[:, None], 4)[:, 0, :45, :60]  # padding is cropped
+    masks = paste_masks(prob, (45, 60), (45, 60))
+    for index in range(3):
+        sure = (full[index] - 0.5).abs() > 1e-5
+        assert torch.equal(masks.dense(index)[sure], (full[index] > 0.5)[sure])

@@ -16,6 +16,7 @@ from camera.fcos import (
     rank_within,
     target_ltrb,
 )
+from mwsis.core.errors import ConfigError
 from mwsis.core.instances import Boxes2D
 from tests.reference.fcos_targets import assign_one_by_one
 
@@ -165,6 +166,20 @@ def test_head_starts_with_the_prior_and_flattens_levels():
     assert first.shape == (1, 32, 4, 4)
 
 
+@pytest.mark.parametrize(("tower", "name"), [("box", "box_tower"), ("class", "class_tower")])
+def test_centerness_is_read_from_the_chosen_tower(tower, name):
+    head = FCOSHead(32, 3, 3, num_convs=1, centerness_tower=tower)
+    torch.nn.init.normal_(head.centerness.weight)
+    maps = [torch.randn(1, 32, *shape) for shape in SHAPES]
+    expected = torch.cat([head.centerness(getattr(head, name)(one)).flatten(1) for one in maps], 1)
+    torch.testing.assert_close(head(maps).centerness_logits, expected)
+
+
+def test_wrong_centerness_tower():
+    with pytest.raises(ConfigError, match=r"camera\.centerness_tower: got 'boxes'; did you mean 'box'"):
+        FCOSHead(32, 3, 3, centerness_tower="boxes")
+
+
 def losses_and_gradient(output, locations, labels):
     logits = output.class_logits.clone().requires_grad_()
     ltrb = output.ltrb.clone().requires_grad_()
@@ -199,7 +214,7 @@ def test_two_processes_equal_one_even_when_one_has_no_object():
         for one in ranks:
             one.start()
         for one in ranks:
-            one.join(60)
+            one.join(300)
         parts = [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in (0, 1)]
     torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, losses)
     torch.testing.assert_close(torch.cat([parts[0][1], parts[1][1]]) / 2, gradient)

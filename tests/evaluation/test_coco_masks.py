@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +18,13 @@ from pycocotools.cocoeval import COCOeval
 
 from mwsis.core.frame import ImageTruth
 from mwsis.core.instances import Boxes2D, Detections, MaskSet
+from mwsis.data.coco import CocoSource
 from mwsis.evaluation.coco_masks import CocoMaskEvaluator, check_ap_arithmetic, encode_masks
 
 CLASSES = ("Vehicle", "Pedestrian", "Cyclist")
 HEIGHT, WIDTH = 60, 90
+SHARED = Path(os.environ.get("MWSIS_SHARED", Path(__file__).parents[3] / "shared"))
+REAL = SHARED / "data" / "coco_mini"
 
 
 def full_size_rle(masks: MaskSet, index: int) -> dict:
@@ -36,13 +42,13 @@ def test_encoding_crops_gives_the_strings_of_full_masks(crop_box: tuple[int, ...
     assert encode_masks(masks) == [full_size_rle(masks, 0)]
 
 
-def blob(rng: np.random.Generator, centre: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+def blob(rng: np.random.Generator, centre: np.ndarray, radii: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rows, columns = np.mgrid[: size[0], : size[1]]
     distance = ((columns + 0.5 - centre[0]) / radii[0]) ** 2 + ((rows + 0.5 - centre[1]) / radii[1]) ** 2
-    return distance + rng.normal(0, 0.05, (HEIGHT, WIDTH)) < 1
+    return distance + rng.normal(0, 0.05, size) < 1
 
 
-def to_masks(dense: list[np.ndarray]) -> tuple[MaskSet, torch.Tensor]:
+def to_masks(dense: list[np.ndarray], size: tuple[int, int]) -> tuple[MaskSet, torch.Tensor]:
     """Return the masks and their tight boxes."""
     boxes, crops = [], []
     for mask in dense:
@@ -51,37 +57,40 @@ def to_masks(dense: list[np.ndarray]) -> tuple[MaskSet, torch.Tensor]:
         boxes.append([int(edge) for edge in box])
         crops.append(torch.from_numpy(mask[box[1] : box[3], box[0] : box[2]]))
     extents = torch.tensor(boxes).reshape(-1, 4)
-    return MaskSet.from_crops(HEIGHT, WIDTH, extents, crops), extents.float()
+    return MaskSet.from_crops(*size, extents, crops), extents.float()
 
 
-def random_image(seed: int, ignored: bool) -> tuple[Detections, ImageTruth]:
+def random_image(seed: int, ignored: bool, scale: float = 1.0) -> tuple[Detections, ImageTruth]:
+    """Return objects of areas up to 450 px, times the square of the scale, and detections near them."""
+    size = (round(HEIGHT * scale), round(WIDTH * scale))
     rng = np.random.default_rng(seed)
     objects, found, labels, found_labels = [], [], [], []
     for _ in range(6):
-        centre, radii = rng.uniform([10, 10], [80, 50]), rng.uniform(4, 12, 2)
+        centre, radii = rng.uniform([10, 10], [80, 50]) * scale, rng.uniform(4, 12, 2) * scale
         label = int(rng.integers(0, 2))  # no object of the third class
-        objects.append(blob(rng, centre, radii))
+        objects.append(blob(rng, centre, radii, size))
         labels.append(label)
         for _ in range(int(rng.integers(0, 3))):
-            found.append(blob(rng, centre + rng.normal(0, 1, 2), radii * rng.uniform(0.8, 1.2, 2)))
+            moved, resized = centre + rng.normal(0, 1, 2) * scale, radii * rng.uniform(0.8, 1.2, 2)
+            found.append(blob(rng, moved, resized, size))
             found_labels.append(label if rng.random() < 0.8 else 2)
-    masks, boxes = to_masks(objects)
+    masks, boxes = to_masks(objects, size)
     ignore = torch.zeros(6, dtype=torch.bool)
     classes = torch.tensor(labels)
     if ignored:
         ignore[0], ignore[1], classes[0] = True, True, -1
     order = np.argsort(-np.round(rng.random(len(found)), 1), kind="stable")
-    found_masks, found_boxes = to_masks([found[i] for i in order])
+    found_masks, found_boxes = to_masks([found[i] for i in order], size)
     scores = torch.linspace(0.9, 0.1, len(found))
     detections = Detections(found_boxes, torch.tensor(found_labels)[order].long(), scores, found_masks)
     return detections, ImageTruth(Boxes2D(boxes, classes, ignore), masks, torch.arange(6))
 
 
 def with_pycocotools(images: list[tuple[Detections, ImageTruth]]) -> np.ndarray:
-    """Return (thresholds, recalls, classes) precision."""
+    """Return (thresholds, recalls, classes, areas) precision."""
     annotations, found, sizes = [], [], []
     for image_id, (detections, truth) in enumerate(images, start=1):
-        sizes.append({"id": image_id, "height": HEIGHT, "width": WIDTH})
+        sizes.append({"id": image_id, "height": truth.masks.height, "width": truth.masks.width})
         for index in range(len(truth.labels)):
             label = int(truth.labels.labels[index])
             rle = full_size_rle(truth.masks, index)
@@ -93,15 +102,33 @@ def with_pycocotools(images: list[tuple[Detections, ImageTruth]]) -> np.ndarray:
             row = {"image_id": image_id, "category_id": int(detections.labels[index]) + 1}
             row |= {"segmentation": full_size_rle(detections.masks, index), "score": float(detections.scores[index])}
             found.append(row)
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
+    return official({"info": {}, "images": sizes, "annotations": annotations, "categories": categories}, found)
+
+
+def official(content: dict, found: list[dict]) -> np.ndarray:
+    """Return pycocotools' (thresholds, recalls, classes, areas) precision with 100 detections an image."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth_set = COCO()
-        categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
-        truth_set.dataset = {"info": {}, "images": sizes, "annotations": annotations, "categories": categories}
+        truth_set.dataset = content
         truth_set.createIndex()
         evaluation = COCOeval(truth_set, truth_set.loadRes(found), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, :, 0, 2]
+    return evaluation.eval["precision"][..., 2]
+
+
+def mean_of(precision: np.ndarray) -> float:
+    return float(precision[precision > -1].mean()) if (precision > -1).any() else math.nan
+
+
+def by_name(precision: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:
+    """Return pycocotools' precision under our names."""
+    everywhere = precision[..., 0]
+    parts = {"mask_ap": everywhere, "mask_ap50": everywhere[0], "mask_ap75": everywhere[5]}
+    parts |= {f"mask_ap_{area}": precision[..., k + 1] for k, area in enumerate(("small", "medium", "large"))}
+    parts |= {f"mask_ap/{name}": everywhere[..., k] for k, name in enumerate(names)}
+    return {name: mean_of(part) for name, part in parts.items()}
 
 
 @pytest.mark.filterwarnings("ignore:AP .* is oddly low")
@@ -114,7 +141,7 @@ def test_equals_pycocotools_and_prints_nothing(ignored: bool, capfd: pytest.Capt
     scores = evaluator.compute()
     assert evaluator.compute() == pytest.approx(scores, nan_ok=True)  # may be asked again
     assert capfd.readouterr() == ("", "")
-    precision = with_pycocotools(images)
+    precision = with_pycocotools(images)[..., 0]
     assert (precision[..., 2] == -1).all()
     assert 0.1 < scores["mask_ap"] < 0.9
     assert scores["mask_ap"] == pytest.approx(precision[..., :2].mean(), abs=1e-9)
@@ -124,6 +151,67 @@ def test_equals_pycocotools_and_prints_nothing(ignored: bool, capfd: pytest.Capt
     assert math.isnan(scores["mask_ap/Cyclist"])
     assert scores["num_images"] == 6
     assert scores["num_objects"] == 6 * (4 if ignored else 6)
+
+
+@pytest.mark.filterwarnings("ignore:AP .* is oddly low")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sizes_equal_pycocotools(ignored: bool):
+    images = [random_image(seed, ignored, scale) for seed, scale in enumerate((1.0, 1.5, 3.0, 4.0, 6.0, 8.0))]
+    evaluator = CocoMaskEvaluator(CLASSES)
+    for detections, truth in images:
+        evaluator.add(detections, truth)
+    scores, wanted = evaluator.compute(), by_name(with_pycocotools(images), CLASSES)
+    assert len({round(wanted[f"mask_ap_{area}"], 3) for area in ("small", "medium", "large")}) == 3
+    assert {name: scores[name] for name in wanted} == pytest.approx(wanted, abs=1e-9, nan_ok=True)
+
+
+def test_a_size_without_objects_has_no_ap():
+    scores = one_object(torch.tensor([[20.0, 30, 30, 40]]), [0.9], [0], [torch.ones(10, 10).tril().bool()])
+    assert scores["mask_ap_small"] == pytest.approx(1)
+    assert math.isnan(scores["mask_ap_medium"])
+    assert math.isnan(scores["mask_ap_large"])
+
+
+@pytest.mark.parametrize("others", [0.9, 0.0])
+def test_an_impossible_ap_is_refused(others: float, monkeypatch: pytest.MonkeyPatch):
+    evaluator = CocoMaskEvaluator(CLASSES)
+    evaluator.add(*random_image(0, ignored=False))
+    wrong = np.full_like(evaluator._precision(), others)
+    wrong[0], wrong[5] = 0.6, 0.4
+    monkeypatch.setattr(evaluator, "_precision", lambda: wrong)
+    with pytest.raises(AssertionError, match="outside"):
+        evaluator.compute()
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared COCO images are not in this checkout")
+def test_real_annotations_equal_pycocotools():
+    """Detections are the true masks moved by a few pixels; areas are counted in pixels on both sides."""
+    splits = {"val": "instances_val2017.json"}, {"val": "val2017"}
+    source, rng = CocoSource(REAL, *splits, classes=None), np.random.default_rng(0)
+    content = json.loads((REAL / "instances_val2017.json").read_text())
+    ids = sorted(category["id"] for category in content["categories"])
+    evaluator, found, areas = CocoMaskEvaluator(source.class_names), [], {}
+    for frame_id in source.frame_ids("val"):
+        truth = source.read(frame_id).truth.images[0]
+        image_id = int(frame_id.removeprefix("val/"))
+        areas[image_id] = truth.masks.areas().tolist()
+        shifts = rng.integers(-6, 7, len(truth.masks)).tolist()
+        moved = [np.roll(truth.masks.dense(k).numpy(), shift, axis=1) for k, shift in enumerate(shifts)]
+        kept = [k for k, mask in enumerate(moved) if mask.any()]
+        masks, boxes = to_masks([moved[k] for k in kept], (truth.masks.height, truth.masks.width))
+        labels = torch.tensor([int(truth.labels.labels[k]) if rng.random() < 0.9 else 0 for k in kept])
+        scores = torch.from_numpy(np.sort(rng.random(len(kept)))[::-1].copy()).float()
+        detections = Detections(boxes, labels, scores, masks)
+        evaluator.add(detections, truth)
+        for k in range(len(kept)):
+            row = {"image_id": image_id, "category_id": ids[int(labels[k])], "score": float(scores[k])}
+            found.append(row | {"segmentation": full_size_rle(masks, k)})
+    for annotation in content["annotations"]:
+        annotation["area"] = areas[annotation["image_id"]].pop(0)
+    ours, wanted = evaluator.compute(), by_name(official(content, found), source.class_names)
+    assert 0.2 < wanted["mask_ap"] < 0.9
+    assert {name: ours[name] for name in wanted} == pytest.approx(wanted, abs=1e-9, nan_ok=True)
 
 
 def one_object(boxes: torch.Tensor, scores: list[float], labels: list[int], crops: list[torch.Tensor]) -> dict:

@@ -32,9 +32,14 @@ def dense_pairwise(
         threshold: smallest similarity.
         dilation: distance of neighbours, cells.
     """
-    num_samples = len(logits)
     other = torch.stack([neighbours(lab[:, channel], dilation) for channel in range(3)], 2)
     similarity = (-0.5 * (lab[:, None] - other).norm(dim=2)).exp() * neighbours(valid.float(), dilation)
+    return dense_pairs(logits, similarity, in_box, threshold, dilation)
+
+
+def dense_pairs(logits: Tensor, similarity: Tensor, in_box: Tensor, threshold: float, dilation: int) -> Tensor:
+    """Return the loss of (K, h, w) logits for (K, 8, h, w) similarities, zero where the neighbour is not valid."""
+    num_samples = len(logits)
     prob = logits.sigmoid()[:, None]
     near = neighbours(logits, dilation).sigmoid()
     same = prob * near + (1 - prob) * (1 - near)

@@ -17,7 +17,9 @@ TINY = {
     "labels": {"street": (8, 32), "few": (4, 16), "image_width": 64},
     "clustering": {"num_points": (50, 400), "street": (8, 32), "image_width": 64},
     "point_ap": {"num_frames": 2, "num_points": 2000, "num_objects": 6, "num_detections": 9},
+    "mask_ap": {"num_images": 2, "height": 64, "width": 96, "num_objects": 9, "num_detections": 12},
     "networks": {"networks": ("unet_v2",), "street": (8, 32), "image_width": 64},
+    "camera_losses": {"num_images": 2, "size": (64, 96), "masks_per_image": 6, "image_width": 96},
 }
 
 
@@ -30,7 +32,16 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("suite", "num_rows"),
-    [("decode", 4), ("store", 3), ("labels", 3), ("clustering", 6), ("point_ap", 2), ("networks", 2)],
+    [
+        ("decode", 4),
+        ("store", 3),
+        ("labels", 3),
+        ("clustering", 6),
+        ("point_ap", 2),
+        ("mask_ap", 3),
+        ("networks", 2),
+        ("camera_losses", 2),
+    ],
 )
 def test_rows_are_printed_and_written(suite, num_rows, tmp_path, capsys):
     benchmark.main([f"suite={suite}", f"json={tmp_path / 'rows.json'}"])

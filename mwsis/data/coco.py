@@ -1,0 +1,364 @@
+"""Images with boxes and masks in COCO's format as a data set of one camera and no LiDAR.
+
+`CocoSource` makes frames: a sweep of no points, the image as it was encoded, boxes for training and masks as truth.
+What an annotation file says, and what is wrong with it, is `coco_json.py`. Next: `store.py`, where frames go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from mwsis.core.errors import ConfigError, DataError, closest_name
+from mwsis.core.frame import (
+    CameraView,
+    Frame,
+    FrameTruth,
+    ImageTruth,
+    LidarGeometry,
+    PixelMap,
+    PointCloud,
+    PointFeature,
+)
+from mwsis.core.geometry import CameraModel
+from mwsis.core.instances import IGNORE, Boxes2D, MaskSet
+from mwsis.data.coco_json import Annotation, Instances, ListedImage, decoded_mask, read_instances
+
+__all__ = ["CocoSource"]
+
+READER_VERSION = 1
+"""Part of the fingerprint: raise it when the frames read from unchanged files change."""
+IMAGES_PER_SEGMENT = 100
+CAMERA = "image"
+ANNOTATIONS_FOLDER = "annotations"
+NO_LIDAR = LidarGeometry(num_rings=1, num_columns=1)
+
+
+class CocoSource:
+    """The images of COCO annotation files; each is a frame of one camera and no points.
+
+    Boxes are COCO's x, y, width, height as half-open corners, clipped to the image; what is then empty is left out of
+    boxes and truth and counted (`report`). Crowds are ignore regions: as boxes without a class, in the truth with their
+    mask and class, since COCO excuses only detections of that class there. Categories of no class are left out.
+
+    Truth: masks as pycocotools rasterises them; the id of an object is the index of its box, -1 for crowds. A file
+    without any segmentation gives frames without truth. COCO has no calibration: the camera is made up.
+
+    Args:
+        root: the folder the other paths are relative to.
+        annotations: by split, an annotation file under ``root`` or, as COCO unpacks it, under ``root/annotations``.
+        images: by split, the folder of its images; a key for each of ``annotations``.
+        classes: in the order of the labels, the name of a category, or of a class with the categories it is made of:
+            ``["person", {"vehicle": ["car", "bus"]}]``; None takes every category, in the order of their ids.
+
+    Raises:
+        DataError: a file is missing, is no annotation file, or has no such category.
+        ConfigError: the settings are no splits or no classes.
+
+    Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; its data format page.
+    """
+
+    name = "coco"
+    class_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        root: str | Path,
+        annotations: Mapping[str, str],
+        images: Mapping[str, str],
+        classes: Sequence[str | Mapping[str, Sequence[str]]] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self._settings = (dict(annotations), dict(images), None if classes is None else _plain(classes))
+        if not self.root.is_dir():
+            raise DataError(f"{root}: no such folder; expected one with COCO's annotation files and images")
+        if not annotations or set(annotations) != set(images):
+            raise ConfigError(
+                f"annotations, images: expected the same splits, got {sorted(annotations)} and {sorted(images)}"
+            )
+        self._files = {split: _annotation_file(self.root, file) for split, file in annotations.items()}
+        self._folders = {split: self.root / folder for split, folder in images.items()}
+        groups = self._settings[2] or _every_category(self._instances(next(iter(self._files))))
+        self.class_names = tuple(groups)
+        self._label_of = {split: _labels_by_category(self._instances(split), groups) for split in self._files}
+
+    def __reduce__(self) -> tuple[type[CocoSource], tuple[object, ...]]:
+        """Travel to workers without the annotations, which each worker reads once."""
+        annotations, images, groups = self._settings
+        classes = None if groups is None else [{name: list(members)} for name, members in groups.items()]
+        return CocoSource, (self.root, annotations, images, classes)
+
+    def frame_ids(self, split: str) -> list[str]:
+        """Return ``<split>/<image id>`` in the order of the annotation file.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        return [f"{split}/{image.id}" for image in self._listed(split).images]
+
+    def segment_of(self, frame_id: str) -> str:
+        """Return the block of consecutive images of one split that a frame belongs to.
+
+        Raises:
+            DataError: there is no such frame.
+        """
+        split, index = self._place(frame_id)
+        return _segment_name(split, index // IMAGES_PER_SEGMENT)
+
+    def unreadable(self, split: str) -> dict[str, str]:
+        """Return nothing: an annotation file that cannot be read is refused at once."""
+        self._listed(split)
+        return {}
+
+    def identity(self) -> str:
+        """Return a digest of the reader, the folder and the settings."""
+        return _digest(str(self.root.resolve()), *self._settings).hexdigest()[:32]
+
+    def fingerprint(self) -> str:
+        """Return a digest of settings, annotations, and the sizes and times of images."""
+        segments = [_segment_name(split, block) for split in self._files for block in range(self._num_blocks(split))]
+        return _digest(*(self.segment_fingerprint(segment) for segment in segments)).hexdigest()[:32]
+
+    def segment_fingerprint(self, segment: str) -> str:
+        """Return the same of the images of one segment."""
+        split, _, block = segment.rpartition("_")
+        listed, label_of = self._listed(split), self._label_of[split]
+        digest = _digest(split, self._settings[2])
+        for image in _block(listed.images, int(block)):
+            state = self._image_path(split, image).stat()
+            digest.update(f"{image} {state.st_size} {state.st_mtime_ns}".encode())
+            for annotation in listed.annotations[image.id]:
+                if annotation.category in label_of:
+                    annotation.feed(digest)
+        return digest.hexdigest()[:32]
+
+    def check(self) -> None:
+        """Verify that every image is there; the annotation files were checked when they were read.
+
+        Raises:
+            DataError: the first image file that is missing.
+        """
+        for split in self._files:
+            for image in self._listed(split).images:
+                self._image_path(split, image)
+
+    def report(self, split: str) -> dict[str, int]:
+        """Return how many images and boxes a split has, and how many boxes are left out.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        counts = dict.fromkeys(
+            ("images", "boxes", "crowds", "degenerate_boxes_left_out", "boxes_of_other_categories"), 0
+        )
+        listed = self._listed(split)
+        for image in listed.images:
+            kept = self._kept(split, image)
+            of_classes = sum(one.category in self._label_of[split] for one in listed.annotations[image.id])
+            counts["images"] += 1
+            counts["boxes"] += len(kept)
+            counts["crowds"] += sum(one.crowd for one, _ in kept)
+            counts["degenerate_boxes_left_out"] += of_classes - len(kept)
+            counts["boxes_of_other_categories"] += len(listed.annotations[image.id]) - of_classes
+        return counts
+
+    def read(self, frame_id: str) -> Frame:
+        """Return one image as a frame.
+
+        Raises:
+            DataError: there is no such frame, its file is missing, no image or of another size than annotated, or a
+                segmentation cannot be decoded.
+        """
+        split, index = self._place(frame_id)
+        listed = self._listed(split)
+        image = listed.images[index]
+        path = self._image_path(split, image)
+        encoded = path.read_bytes()
+        _require_size(path, encoded, image)
+        kept = self._kept(split, image)
+        crowd = torch.tensor([one.crowd for one, _ in kept], dtype=torch.bool)
+        boxes = torch.tensor([box for _, box in kept], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.tensor([self._label_of[split][one.category] for one, _ in kept], dtype=torch.int64)
+        given = Boxes2D(boxes, torch.where(crowd, IGNORE, labels), crowd)
+        truth = None
+        if listed.has_masks:
+            truth = _truth(Boxes2D(boxes, labels, crowd), _masks(listed, image, [one for one, _ in kept]))
+        return Frame(
+            frame_id=frame_id,
+            segment=self.segment_of(frame_id),
+            lidar=NO_LIDAR,
+            points=_no_points(),
+            pixels=PixelMap(torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.int8)),
+            cameras=(CameraView(CAMERA, _made_up_camera(image), encoded, given),),
+            truth=truth,
+        )
+
+    def _instances(self, split: str) -> Instances:
+        path = self._files[split]
+        state = path.stat()
+        return read_instances(path, state.st_size, state.st_mtime_ns)
+
+    def _listed(self, split: str) -> Instances:
+        if split not in self._files:
+            raise DataError(f"{self.root}: no split '{split}'{closest_name(split, self._files)}")
+        return self._instances(split)
+
+    def _place(self, frame_id: str) -> tuple[str, int]:
+        split, _, image_id = frame_id.partition("/")
+        index = self._listed(split).index.get(image_id)
+        if index is None:
+            raise DataError(f"{self._files[split]}: images: no image with id {image_id}")
+        return split, index
+
+    def _num_blocks(self, split: str) -> int:
+        return -(-len(self._listed(split).images) // IMAGES_PER_SEGMENT)
+
+    def _image_path(self, split: str, image: ListedImage) -> Path:
+        path = self._folders[split] / image.file_name
+        if not path.is_file():
+            raise DataError(f"{path}: no such file, but {self._files[split]} lists it as image {image.id}")
+        return path
+
+    def _kept(self, split: str, image: ListedImage) -> list[tuple[Annotation, list[float]]]:
+        """Return the annotations of an image that have a class and a box, with the box's corners inside the image."""
+        kept = []
+        for annotation in self._listed(split).annotations[image.id]:
+            if annotation.category in self._label_of[split]:
+                x, y, width, height = annotation.bbox
+                corners = np.array([x, y, x + width, y + height]).clip(0, [image.width, image.height] * 2)
+                x1, y1, x2, y2 = corners.astype(np.float32).tolist()
+                if x1 < x2 and y1 < y2:
+                    kept.append((annotation, [x1, y1, x2, y2]))
+        return kept
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _plain(classes: Sequence[str | Mapping[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
+    """Return the categories of each class, by its name."""
+    pairs = [
+        (name, members)
+        for entry in classes
+        for name, members in ([(entry, [entry])] if isinstance(entry, str) else entry.items())
+    ]
+    groups = {name: tuple(members) for name, members in pairs}
+    categories = [member for members in groups.values() for member in members]
+    if not categories or len(groups) != len(pairs) or len(set(categories)) != len(categories):
+        raise ConfigError(f"classes: expected each class and each category once, got {[name for name, _ in pairs]}")
+    return groups
+
+
+def _every_category(instances: Instances) -> dict[str, tuple[str, ...]]:
+    return {name: (name,) for name in instances.categories}
+
+
+def _labels_by_category(instances: Instances, groups: Mapping[str, Sequence[str]]) -> dict[int, int]:
+    """Return the label of each category id that has one."""
+    known = instances.categories
+    for name in (member for members in groups.values() for member in members):
+        if name not in known:
+            raise DataError(f"{instances.path}: categories: no '{name}'{closest_name(name, known)} (classes=...)")
+    return {known[member]: label for label, members in enumerate(groups.values()) for member in members}
+
+
+def _annotation_file(root: Path, file: str) -> Path:
+    places = (root / file, root / ANNOTATIONS_FOLDER / file)
+    for path in places:
+        if path.is_file():
+            return path
+    raise DataError(f"{places[0]}: no such file, nor {places[1]}; expected COCO's instances as JSON")
+
+
+def _segment_name(split: str, block: int) -> str:
+    return f"{split}_{block:05d}"
+
+
+def _block(images: Sequence[ListedImage], number: int) -> Sequence[ListedImage]:
+    return images[number * IMAGES_PER_SEGMENT : (number + 1) * IMAGES_PER_SEGMENT]
+
+
+def _digest(*facts: object) -> hashlib._Hash:
+    return hashlib.sha256(repr((CocoSource.name, READER_VERSION, *facts)).encode())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _require_size(path: Path, encoded: bytes, image: ListedImage) -> None:
+    try:
+        with Image.open(io.BytesIO(encoded)) as header:
+            size = header.size
+    except (UnidentifiedImageError, OSError, ValueError):
+        raise DataError(f"{path}: expected a JPEG or PNG image, got {len(encoded)} bytes that are none") from None
+    if size != (image.width, image.height):
+        got, listed = "{} x {}".format(*size), f"{image.width} x {image.height}"
+        raise DataError(f"{path}: width, height: the annotations say {listed}, the file is {got}")
+
+
+def _no_points() -> PointCloud:
+    return PointCloud(
+        xyz=torch.zeros(0, 3),
+        point_feats=torch.zeros(0, len(PointFeature)),
+        ranges=torch.zeros(0),
+        ring=torch.zeros(0, dtype=torch.int16),
+        azimuth_column=torch.zeros(0, dtype=torch.int32),
+        return_index=torch.zeros(0, dtype=torch.int8),
+    )
+
+
+def _made_up_camera(image: ListedImage) -> CameraModel:
+    """Return a pinhole as wide as its focal length is long; nothing is ever projected into it."""
+    width, height = image.width, image.height
+    return CameraModel(
+        width=width,
+        height=height,
+        intrinsics=torch.tensor([width, width, width / 2, height / 2], dtype=torch.float64),
+        distortion=torch.zeros(5, dtype=torch.float64),
+        camera_SE3_vehicle=torch.eye(4, dtype=torch.float64),
+    )
+
+
+def _truth(labels: Boxes2D, masks: MaskSet) -> FrameTruth:
+    ids = torch.where(labels.ignore, -1, torch.arange(len(labels)))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return FrameTruth(
+        semantic_labels=nothing,
+        instance_ids=nothing,
+        boxes3d=torch.zeros(0, 7),
+        box3d_labels=nothing,
+        box3d_ids=nothing,
+        box_instance_ids=(ids,),
+        images=(ImageTruth(labels, masks, ids),),
+    )
+
+
+def _masks(listed: Instances, image: ListedImage, annotations: Sequence[Annotation]) -> MaskSet:
+    """Return the masks of annotations, each cropped to its own extent."""
+    extents, crops = [], []
+    for annotation in annotations:
+        full = torch.from_numpy(decoded_mask(listed.path, annotation, image))
+        extent = _extent(full)
+        x1, y1, x2, y2 = extent
+        extents.append(extent)
+        crops.append(full[y1:y2, x1:x2].clone())
+    return MaskSet.from_crops(image.height, image.width, torch.tensor(extents, dtype=torch.int64).reshape(-1, 4), crops)
+
+
+def _extent(mask: Tensor) -> list[int]:
+    """Return the least half-open x1 y1 x2 y2 around the set pixels of an (H, W) bool mask; zeros for an empty one."""
+    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    if not len(rows):
+        return [0, 0, 0, 0]
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]

@@ -1,0 +1,144 @@
+"""tools/import_weights.py: mmdet's weights become a start for training, or one sentence says why not."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from camera.mmdet_weights import load_camera_weights, to_mmdet
+from camera.segmentor import build_condinst
+from mwsis.training.commands import run_command
+from tests.camera.mmdet_models import SETTINGS, config_text
+from tools import import_weights
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build_condinst(4, backbone="resnet50", mask_channels=8, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network, tmp_path_factory):
+    """Return a checkpoint as mmdet writes it, without its logs."""
+    path = tmp_path_factory.mktemp("mmdet") / "epoch_12.pth"
+    torch.save(
+        {"meta": {"cfg": config_text("CondInst"), "epoch": 12}, "state_dict": to_mmdet(network.state_dict())}, path
+    )
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command in this process; return its exit code, what it printed and what it complained about."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tools/import_weights.py", *map(str, arguments)])
+        code = 0
+        try:
+            run_command(import_weights.main, import_weights.__doc__)
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_the_weights_arrive_where_they_belong(command, checkpoint, network, tmp_path):
+    out = tmp_path / "start.pt"
+    code, printed, complaint = command(f"ckpt={checkpoint}", "from=mmdet", f"out={out}")
+    assert (code, complaint) == (0, "")
+    total = len(to_mmdet(network.state_dict()))
+    assert f"{total} of {total} tensors match" in printed
+    assert "mask_channels=8" in printed
+    assert "pixel_style=imagenet" in printed
+    fresh = build_condinst(4, backbone="resnet50", mask_channels=8, **SETTINGS)
+    load_camera_weights(fresh, out)
+    assert all(value.equal(fresh.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def test_chosen_classes_keep_their_rows(command, checkpoint, network, tmp_path):
+    out = tmp_path / "start.pt"
+    assert command(f"ckpt={checkpoint}", "from=mmdet", f"out={out}", "classes=2,0")[0] == 0
+    state = torch.load(out, weights_only=True)["model"]
+    for name in ("head.class_logits.weight", "head.class_logits.bias"):
+        assert state[name].equal(network.state_dict()[name][[2, 0]])
+
+
+def test_every_key_that_does_not_fit_is_listed(command, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["mask_head.extra"] = content["state_dict"].pop("neck.fpn_convs.4.conv.bias")
+    content["state_dict"]["bbox_head.conv_reg.bias"] = torch.zeros(5)
+    changed, out = tmp_path / "changed.pth", tmp_path / "start.pt"
+    torch.save(content, changed)
+    code, _, complaint = command(f"ckpt={changed}", "from=mmdet", f"out={out}")
+    assert code == 2
+    assert complaint.splitlines()[:3] == [
+        "missing      neck.fpn_convs.4.conv.bias",
+        "unexpected   mask_head.extra",
+        "wrong shape  bbox_head.conv_reg.bias: expected (4,), got (5,)",
+    ]
+    assert complaint.splitlines()[3].startswith(f"error: {changed}: ")
+    assert not out.exists()
+
+
+def test_a_configuration_that_does_not_fit_is_refused(command, checkpoint, tmp_path):
+    out = tmp_path / "start.pt"
+    code, _, complaint = command(
+        f"ckpt={checkpoint}", "from=mmdet", f"out={out}", "camera=condinst_small", "camera.channels=128"
+    )
+    assert code == 2
+    assert "unexpected   backbone.layer1.0.conv3.weight" in complaint
+    assert "the file was made with num_classes=4 backbone=resnet50" in complaint.splitlines()[-1]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["from=mmdet3d"], "from=mmdet3d: no such framework; did you mean 'mmdet'?"),
+        (
+            ["from=mmdet", "data=street"],
+            "argument 'data=street': expected ckpt, from, out, pixel_style",
+        ),
+        (["from=mmdet", "classes=4"], "classes=4: expected different numbers from 0 to 3"),
+        (["from=mmdet", "classes=a"], "classes=a: expected different numbers"),
+        (["from=mmdet", "pixel_style=caffe"], "was trained with imagenet; leave pixel_style out"),
+        (["from=mmdet", "pixel_style=cafe"], "pixel_style=cafe: no such style; did you mean 'caffe'?"),
+    ],
+)
+def test_wrong_requests(command, checkpoint, tmp_path, arguments, sentence):
+    code, _, complaint = command(f"ckpt={checkpoint}", f"out={tmp_path / 'start.pt'}", *arguments)
+    assert code == 2
+    assert sentence in complaint.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_does_not_say_its_pixels(command, checkpoint, tmp_path):
+    silent, out = tmp_path / "silent.pth", tmp_path / "start.pt"
+    torch.save(torch.load(checkpoint, weights_only=True)["state_dict"], silent)
+    code, _, complaint = command(f"ckpt={silent}", "from=mmdet", f"out={out}")
+    assert code == 2
+    assert "does not say which pixels it wants; give pixel_style=imagenet|" in complaint
+    assert command(f"ckpt={silent}", "from=mmdet", f"out={out}", "pixel_style=caffe")[0] == 0
+    assert torch.load(out, weights_only=True)["pixel_style"] == "caffe"
+
+
+def test_wide_mask_networks_are_refused_by_their_numbers(command, checkpoint, tmp_path):
+    """mmdet's own BoxInst has mask networks of width 16: 593 numbers on 16 features."""
+    content = torch.load(checkpoint, weights_only=True)
+    features = "mask_head.mask_feature_head.conv_pred"
+    content["state_dict"] |= {
+        "bbox_head.controller.weight": torch.zeros(593, 128, 3, 3),
+        "bbox_head.controller.bias": torch.zeros(593),
+        f"{features}.weight": torch.zeros(16, 32, 1, 1),
+        f"{features}.bias": torch.zeros(16),
+    }
+    wide = tmp_path / "wide.pth"
+    torch.save(content, wide)
+    code, _, complaint = command(f"ckpt={wide}", "from=mmdet", f"out={tmp_path / 'start.pt'}")
+    assert code == 2
+    assert "expected mask networks of width 8, got 16" in complaint

@@ -1,0 +1,121 @@
+"""Make the camera weights of another framework something that a training here can start from.
+
+    uv run tools/import_weights.py ckpt=FILE from=mmdet out=FILE [pixel_style=imagenet|caffe] [classes=2,0,1]
+        [camera=condinst_r50_mwsis] [camera.<key>=...]
+
+Reads an mmdet 3.x checkpoint of CondInst or BoxInst (ResNet-50 or -101, FPN). The network is the one the file was made
+with, or, with camera=..., that of the configuration. Every tensor must be used once; otherwise nothing is written and
+the names are listed. classes: rows of the classifier to keep, in the order of the new classes.
+Exit code: 0 done, 2 wrong input (one sentence says what).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mwsis.core.errors import ConfigError, WeightMismatchError, closest_name
+from mwsis.training.commands import compose_run, run_command, split_arguments
+
+if TYPE_CHECKING:
+    from camera.segmentor import CondInst
+    from mwsis.core.weights import LoadReport
+
+ORIGINS = ("mmdet",)
+CLASSIFIER = ("bbox_head.conv_cls.weight", "bbox_head.conv_cls.bias")
+
+
+def main(arguments: list[str]) -> None:
+    """Read, check, translate, write."""
+    defaults = {"ckpt": "", "from": "", "out": "", "pixel_style": "as recorded", "classes": "all"}
+    own, rest = split_arguments(arguments, defaults)
+    if own["from"] not in ORIGINS:
+        raise ConfigError(f"from={own['from']}: no such framework" + closest_name(own["from"], ORIGINS))
+    for argument in rest:
+        if not argument.startswith(("camera=", "camera.")):
+            raise ConfigError(f"argument '{argument}': expected ckpt, from, out, pixel_style, classes or camera")
+
+    from camera import mmdet_weights
+
+    what = own["ckpt"]
+    weights, meta = mmdet_weights.read_mmdet(what)
+    settings = mmdet_weights.network_settings(weights, what)
+    style = _pixel_style(mmdet_weights.pixel_style_of(str(meta.get("cfg", "")), what), own["pixel_style"], what)
+    if own["classes"] != "all":
+        keep = _rows(own["classes"], settings["num_classes"])
+        weights.update({name: weights[name][keep] for name in CLASSIFIER})
+        settings["num_classes"] = len(keep)
+    network = _configured_network(rest, settings["num_classes"]) if rest else _own_network(settings, what)
+    report = mmdet_weights.compare_mmdet(weights, network)
+    if not report.fits:
+        _list(report)
+        raise WeightMismatchError(f"{what}: {report}; the file was made with {_described(settings)}")
+    facts = {"pixel_style": style, "settings": settings, "origin": own["from"]}
+    mmdet_weights.save_camera_weights(own["out"], mmdet_weights.from_mmdet(weights, network), facts)
+    print(f"weights: {report}; {_described(settings)}, pixel_style={style}")
+    print(f"weights: {own['out']}")
+
+
+def _pixel_style(recorded: str | None, asked: str, what: str) -> str:
+    from camera.backbone import PIXEL_STYLES
+
+    if asked == "as recorded":
+        if recorded is None:
+            raise ConfigError(f"{what} does not say which pixels it wants; give pixel_style={'|'.join(PIXEL_STYLES)}")
+        return recorded
+    if asked not in PIXEL_STYLES:
+        raise ConfigError(f"pixel_style={asked}: no such style" + closest_name(asked, PIXEL_STYLES))
+    if recorded not in (None, asked):
+        raise ConfigError(f"pixel_style={asked}: {what} was trained with {recorded}; leave pixel_style out")
+    return asked
+
+
+def _rows(asked: str, num_classes: int) -> list[int]:
+    rows = [int(part) if part.isdigit() else -1 for part in asked.split(",")]
+    if not all(0 <= row < num_classes for row in rows) or len(set(rows)) < len(rows):
+        raise ConfigError(f"classes={asked}: expected different numbers from 0 to {num_classes - 1}, comma-separated")
+    return rows
+
+
+def _own_network(settings: dict[str, Any], what: str) -> CondInst:
+    """Return the untrained network that the shapes of the file describe."""
+    from camera.condinst import HIDDEN
+    from camera.fcos import PUBLISHED_SIZE_RANGES
+    from camera.segmentor import build_condinst
+
+    options = dict(settings)
+    if options.pop("mask_hidden") != HIDDEN:
+        raise WeightMismatchError(
+            f"{what}: expected mask networks of width {HIDDEN}, got {settings['mask_hidden']} ({_described(settings)})"
+        )
+    levels = int(options["num_levels"])
+    ranges = PUBLISHED_SIZE_RANGES[: levels - 1] + PUBLISHED_SIZE_RANGES[-1:]
+    return build_condinst(norm="frozen", size_ranges=ranges, **options)
+
+
+def _configured_network(overrides: list[str], num_classes: int) -> CondInst:
+    """Return the untrained camera branch of a configuration."""
+    from mwsis.training.build import build_segmentor
+    from mwsis.training.config import typed
+
+    run = typed(compose_run(["method=boxinst", *overrides, "camera.pretrained=false"]))
+    network = build_segmentor(run, num_classes).camera
+    assert network is not None
+    return network
+
+
+def _list(report: LoadReport) -> None:
+    for name in report.missing:
+        print(f"missing      {name}", file=sys.stderr)
+    for name in report.unexpected:
+        print(f"unexpected   {name}", file=sys.stderr)
+    for name, expected, got in report.wrong_shape:
+        print(f"wrong shape  {name}: expected {expected}, got {got}", file=sys.stderr)
+
+
+def _described(settings: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__ or "")
