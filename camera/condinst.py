@@ -27,21 +27,21 @@ __all__ = [
 ]
 
 HIDDEN = 8
-"""Width of the two hidden layers (CondInst, section 4)."""
+"""Width of the two hidden layers (CondInst, section 4); mmdet's BoxInst has 16."""
 FEATURE_STRIDE = 8
 MASK_STRIDE = 4
 MASK_THRESHOLD = 0.5
 
 
-def _layer_sizes(mask_channels: int) -> list[tuple[int, int]]:
+def _layer_sizes(mask_channels: int, hidden: int) -> list[tuple[int, int]]:
     """Return (numbers, inputs per unit) of the parts of a mask network: weights and biases of three layers."""
     wide = mask_channels + 2
-    return [(HIDDEN * wide, wide), (HIDDEN, 0), (HIDDEN * HIDDEN, HIDDEN), (HIDDEN, 0), (HIDDEN, HIDDEN), (1, 0)]
+    return [(hidden * wide, wide), (hidden, 0), (hidden * hidden, hidden), (hidden, 0), (hidden, hidden), (1, 0)]
 
 
-def num_dynamic_params(mask_channels: int) -> int:
+def num_dynamic_params(mask_channels: int, hidden: int = HIDDEN) -> int:
     """Return how many numbers a location predicts for its mask network: 169 for 8 mask channels, 233 for 16."""
-    return sum(size for size, _ in _layer_sizes(mask_channels))
+    return sum(size for size, _ in _layer_sizes(mask_channels, hidden))
 
 
 def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
@@ -109,6 +109,7 @@ class Controller(nn.Module):
     Args:
         channels: depth of the box tower.
         mask_channels: depth of the mask features.
+        hidden: width of the mask networks.
         random_start: let every object start from one random mask network instead of from none. With the published zero
             bias the three layers start near zero, where only the last bias has a gradient, and masks that fill the
             image are often never left; pretrained weights and thousands of steps get over it, short training does not.
@@ -117,16 +118,17 @@ class Controller(nn.Module):
     as the weights of a ReLU network, He et al. 2015).
     """
 
-    def __init__(self, channels: int, mask_channels: int, *, random_start: bool = True) -> None:
+    def __init__(self, channels: int, mask_channels: int, *, hidden: int = HIDDEN, random_start: bool = True) -> None:
         super().__init__()
-        num_params = num_dynamic_params(mask_channels)
+        layers = _layer_sizes(mask_channels, hidden)
+        num_params = num_dynamic_params(mask_channels, hidden)
         self.weight = nn.Parameter(torch.empty(num_params, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(num_params))
         nn.init.normal_(self.weight, std=0.01)
         if random_start:
-            gain = [math.sqrt(2 / inputs) if inputs else 0.0 for _, inputs in _layer_sizes(mask_channels)]
-            gain[4] = math.sqrt(1 / HIDDEN)  # no ReLU follows the output layer
-            parts = [factor * torch.randn(size) for factor, (size, _) in zip(gain, _layer_sizes(mask_channels))]
+            gain = [math.sqrt(2 / inputs) if inputs else 0.0 for _, inputs in layers]
+            gain[4] = math.sqrt(1 / hidden)  # no ReLU follows the output layer
+            parts = [factor * torch.randn(size) for factor, (size, _) in zip(gain, layers)]
             self.bias.data.copy_(torch.cat(parts))
 
     def forward(self, tower_feats: Tensor, locations: Locations, cells: Cells) -> Tensor:
@@ -151,14 +153,16 @@ class DynamicMaskHead(nn.Module):
 
     Args:
         mask_channels: depth of the mask features.
+        hidden: width of the mask networks (published: 8).
         position_scale: pixels by which relative positions are divided, per pyramid level.
 
     Source: CondInst, section 3.2; hidden width 8, three layers; published scales 64, 128, 256, 512, 1024.
     """
 
-    def __init__(self, mask_channels: int, position_scale: tuple[float, ...]) -> None:
+    def __init__(self, mask_channels: int, position_scale: tuple[float, ...], hidden: int = HIDDEN) -> None:
         super().__init__()
         self.mask_channels = mask_channels
+        self.hidden = hidden
         self.position_scale: Tensor
         self.register_buffer("position_scale", torch.tensor(position_scale), persistent=False)
 
@@ -172,18 +176,18 @@ class DynamicMaskHead(nn.Module):
             cells: K picked locations, ascending image index.
         """
         num_samples, (height, width) = len(cells), mask_feats.shape[-2:]
-        sizes = [size for size, _ in _layer_sizes(self.mask_channels)]
+        sizes = [size for size, _ in _layer_sizes(self.mask_channels, self.hidden)]
         first, first_bias, second, second_bias, last, last_bias = torch.split(params, sizes, 1)
-        first = first.reshape(num_samples, HIDDEN, self.mask_channels + 2)
+        first = first.reshape(num_samples, self.hidden, self.mask_channels + 2)
         hidden = self._position(first[..., :2], first_bias, mask_feats, locations, cells)
         hidden = hidden + self._per_image(first[..., 2:], mask_feats, cells.image_index)
         hidden = hidden.flatten(2).relu()
-        hidden = torch.baddbmm(second_bias[..., None], second.reshape(-1, HIDDEN, HIDDEN), hidden).relu()
+        hidden = torch.baddbmm(second_bias[..., None], second.reshape(-1, self.hidden, self.hidden), hidden).relu()
         logits = torch.baddbmm(last_bias[..., None], last[:, None], hidden)
         return aligned_bilinear(logits.reshape(num_samples, 1, height, width), 2)[:, 0]
 
     def _position(self, weight: Tensor, bias: Tensor, mask_feats: Tensor, locations: Locations, cells: Cells) -> Tensor:
-        """Return the first layer's response to the relative position, (K, 8, h, w)."""
+        """Return the first layer's response to the relative position, (K, hidden, h, w)."""
         height, width = mask_feats.shape[-2:]
         scale = self.position_scale[locations.level[cells.location_index]][:, None]
         centre = locations.xy[cells.location_index]
@@ -195,11 +199,11 @@ class DynamicMaskHead(nn.Module):
 
     @staticmethod
     def _per_image(weight: Tensor, mask_feats: Tensor, image_index: Tensor) -> Tensor:
-        """Return the first layer's response to the mask features, (K, 8, h, w)."""
+        """Return the first layer's response to the mask features, (K, hidden, h, w)."""
         counts = image_index.bincount(minlength=len(mask_feats)).tolist()
         groups = torch.split(weight, counts)
         parts = [group.flatten(0, 1) @ feature.flatten(1) for group, feature in zip(groups, mask_feats, strict=True)]
-        return torch.cat(parts).reshape(-1, HIDDEN, *mask_feats.shape[-2:])
+        return torch.cat(parts).reshape(-1, weight.shape[1], *mask_feats.shape[-2:])
 
 
 def extent(line: Tensor) -> tuple[Tensor, Tensor]:

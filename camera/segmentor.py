@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from camera.backbone import FeaturePyramid, ImageBackbone
-from camera.condinst import MASK_STRIDE, Controller, DynamicMaskHead, MaskBranch, paste_masks
+from camera.condinst import HIDDEN, MASK_STRIDE, Controller, DynamicMaskHead, MaskBranch, paste_masks
 from camera.fcos import (
     PUBLISHED_SIZE_RANGES,
     Cells,
@@ -262,9 +262,11 @@ def build_condinst(
     channels: int = 64,
     num_levels: int = 5,
     num_convs: int = 2,
+    centerness_tower: str = "box",
     mask_branch_channels: int = 64,
     mask_branch_convs: int = 2,
     mask_channels: int = 16,
+    mask_hidden: int = HIDDEN,
     size_ranges: Sequence[float] = PUBLISHED_SIZE_RANGES,
     prior: float = 0.01,
     box_bias: float = 2.0,
@@ -284,9 +286,11 @@ def build_condinst(
         channels: depth of the pyramid and the heads (published: 256).
         num_levels: 3 to 5 pyramid levels.
         num_convs: depth of the head's towers (published: 4).
+        centerness_tower: ``box`` or ``class``, see `camera.fcos.FCOSHead`.
         mask_branch_channels: inner depth of the mask branch (published: 128).
         mask_branch_convs: its number of convolutions (published: 4).
         mask_channels: depth of the shared mask features (published: 16 for box supervision).
+        mask_hidden: width of the mask networks (published: 8; mmdet's BoxInst: 16).
         size_ranges: largest distance to a box side per level, pixels; scale it with the image size.
         prior: score every class starts with.
         box_bias: initial distance to each side in strides (published: 0; 2 keeps the ReLU alive from the first step).
@@ -310,7 +314,15 @@ def build_condinst(
     return CondInst(
         backbone=body,
         pyramid=FeaturePyramid(body.channels, channels, num_levels),
-        head=FCOSHead(channels, num_classes, num_levels, num_convs=num_convs, prior=prior, box_bias=box_bias),
+        head=FCOSHead(
+            channels,
+            num_classes,
+            num_levels,
+            num_convs=num_convs,
+            prior=prior,
+            box_bias=box_bias,
+            centerness_tower=centerness_tower,
+        ),
         mask_branch=MaskBranch(
             channels,
             channels=mask_branch_channels,
@@ -318,8 +330,8 @@ def build_condinst(
             out_channels=mask_channels,
             norm=branch_norm,
         ),
-        controller=Controller(channels, mask_channels, random_start=random_mask_start),
-        mask_head=DynamicMaskHead(mask_channels, _position_scale(size_ranges)),
+        controller=Controller(channels, mask_channels, hidden=mask_hidden, random_start=random_mask_start),
+        mask_head=DynamicMaskHead(mask_channels, _position_scale(size_ranges), mask_hidden),
         size_ranges=size_ranges,
         **settings,
     )

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         keep = _rows(own["classes"], settings["num_classes"])
         weights.update({name: weights[name][keep] for name in CLASSIFIER})
         settings["num_classes"] = len(keep)
-    network = _configured_network(rest, settings["num_classes"]) if rest else _own_network(settings, what)
+    network = _configured_network(rest, settings["num_classes"]) if rest else _own_network(settings)
     report = mmdet_weights.compare_mmdet(weights, network)
     if not report.fits:
         _list(report)
@@ -77,20 +77,14 @@ def _rows(asked: str, num_classes: int) -> list[int]:
     return rows
 
 
-def _own_network(settings: dict[str, Any], what: str) -> CondInst:
+def _own_network(settings: dict[str, Any]) -> CondInst:
     """Return the untrained network that the shapes of the file describe."""
-    from camera.condinst import HIDDEN
     from camera.fcos import PUBLISHED_SIZE_RANGES
     from camera.segmentor import build_condinst
 
-    options = dict(settings)
-    if options.pop("mask_hidden") != HIDDEN:
-        raise WeightMismatchError(
-            f"{what}: expected mask networks of width {HIDDEN}, got {settings['mask_hidden']} ({_described(settings)})"
-        )
-    levels = int(options["num_levels"])
+    levels = int(settings["num_levels"])
     ranges = PUBLISHED_SIZE_RANGES[: levels - 1] + PUBLISHED_SIZE_RANGES[-1:]
-    return build_condinst(norm="frozen", size_ranges=ranges, **options)
+    return build_condinst(norm="frozen", size_ranges=ranges, **settings)
 
 
 def _configured_network(overrides: list[str], num_classes: int) -> CondInst:

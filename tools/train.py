@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(launch.run_processes([sys.executable, *sys.orig_argv[1:], *place], run.trainer.devices))
     launch.join(run.trainer)
     folder = launch.agreed(folder)
-    prepared = prepare_run(run)
+    prepared = prepare_run(run, folder)
 
     from mwsis.training.run import train
 
@@ -63,14 +63,16 @@ def main(arguments: list[str]) -> None:
     print(f"run: {folder.root}")
 
 
-def prepare_run(run: RunConfig) -> Prepared:
+def prepare_run(run: RunConfig, folder: RunFolder) -> Prepared:
     """Open the data set; the first of several processes reads it into the cache."""
     from mwsis.training import launch
-    from mwsis.training.build import check_training
+    from mwsis.training.build import check_start, check_training
     from mwsis.training.prepare import build_source, importing, prepare
 
     source = build_source(run)
     check_training(run)
+    if not folder.checkpoint.exists():
+        check_start(run, len(source.class_names))
     with importing("mwsis.training.run"), launch.in_turns():
         return prepare(run, source, progress_line)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from hydra.utils import get_method
 from torch import nn
 
-from camera.segmentor import build_condinst
+from camera.mmdet_segmentor import build_mmdet
+from camera.mmdet_weights import load_camera_weights
+from camera.segmentor import CondInst, build_condinst
 from camera.transforms import ResizeFlip
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import Method, WeightedTerm
@@ -25,7 +28,15 @@ from mwsis.data.given_masks import GivenMasks, MaskFile, TrueMasks
 from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, RunConfig, TermConfig, instantiated
 from mwsis.training.prepare import ring_classes
 
-__all__ = ["build_method", "build_segmentor", "build_transform", "check_training", "given_masks", "optim_settings"]
+__all__ = [
+    "build_method",
+    "build_segmentor",
+    "build_transform",
+    "check_start",
+    "check_training",
+    "given_masks",
+    "optim_settings",
+]
 
 CAMERA_SEED, LIDAR_SEED = 1, 2
 REMEDIES = {
@@ -69,6 +80,17 @@ def check_training(run: RunConfig) -> None:
     given_masks(run)
 
 
+def check_start(run: RunConfig, num_classes: int) -> None:
+    """Refuse a new run whose first weights are not there or not its; builds the camera network once, if any are named.
+
+    Raises:
+        ConfigError, WeightMismatchError: see `build_segmentor`.
+    """
+    named = run.camera.pretrained or run.camera.weights is not None or run.camera.mmdet is not None
+    if "camera" in run.method.branches and named:
+        build_segmentor(replace(run, method=replace(run.method, branches=["camera"])), num_classes)
+
+
 def given_masks(run: RunConfig) -> GivenMasks | None:
     """Return what gives training the masks of its boxes; None where it is trained from boxes.
 
@@ -103,34 +125,24 @@ def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
     )
 
 
-def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
-    """Return the untrained model; each branch has its own seed, so leaving one out does not change the other."""
+def build_segmentor(run: RunConfig, num_classes: int, start: bool = True) -> MultimodalSegmentor:
+    """Return the untrained model; each branch has its own seed, so leaving one out does not change the other.
+
+    Args:
+        run: configuration.
+        num_classes: C.
+        start: load the weights a new run starts from (``camera.pretrained``, ``camera.weights``); false where those of
+            a checkpoint follow.
+
+    Raises:
+        ConfigError, WeightMismatchError: a setting does not fit the others, or such weights are not there or not its.
+    """
     camera = lidar = None
     segment_ops.use(run.trainer.segment_ops)
     with torch.random.fork_rng(devices=[]):
         if "camera" in run.method.branches:
             torch.manual_seed(run.seed * 10 + CAMERA_SEED)
-            camera = build_condinst(
-                num_classes,
-                backbone=run.camera.backbone,
-                pretrained=run.camera.pretrained,
-                norm=run.camera.norm,
-                frozen_stages=run.camera.frozen_stages,
-                pixel_style=run.camera.pixel_style,
-                channels=run.camera.channels,
-                box_bias=run.camera.box_bias,
-                prior=run.camera.prior,
-                num_convs=run.camera.head_convs,
-                mask_branch_channels=run.camera.mask_branch_channels,
-                mask_branch_convs=run.camera.mask_branch_convs,
-                random_mask_start=run.camera.random_mask_start,
-                size_ranges=(*run.camera.size_ranges, math.inf),
-                box_weight=run.camera.box_weight,
-                score_threshold=run.camera.score_threshold,
-                nms_iou=run.camera.nms_iou,
-                in_bfloat16=run.trainer.precision == "bf16-camera",
-                refinement=instantiated(run.camera.refinement, "camera.refinement") if run.camera.refinement else None,
-            )
+            camera = (_mmdet_camera if run.camera.mmdet else _own_camera)(run, num_classes, start)
             _set_bn_momentum(camera, run.camera.bn_momentum)
         if "lidar" in run.method.branches:
             torch.manual_seed(run.seed * 10 + LIDAR_SEED)
@@ -146,6 +158,51 @@ def build_segmentor(run: RunConfig, num_classes: int) -> MultimodalSegmentor:
             )
             _set_bn_momentum(lidar, run.lidar.bn_momentum)
     return MultimodalSegmentor(camera, lidar)
+
+
+def _own_camera(run: RunConfig, num_classes: int, start: bool) -> CondInst:
+    config = run.camera
+    camera = build_condinst(
+        num_classes,
+        backbone=config.backbone,
+        pretrained=config.pretrained and start and config.weights is None,
+        norm=config.norm,
+        frozen_stages=config.frozen_stages,
+        pixel_style=config.pixel_style,
+        channels=config.channels,
+        box_bias=config.box_bias,
+        prior=config.prior,
+        num_convs=config.head_convs,
+        centerness_tower=config.centerness_tower,
+        mask_branch_channels=config.mask_branch_channels,
+        mask_branch_convs=config.mask_branch_convs,
+        mask_channels=config.mask_channels,
+        mask_hidden=config.mask_hidden,
+        random_mask_start=config.random_mask_start,
+        size_ranges=(*config.size_ranges, math.inf),
+        box_weight=config.box_weight,
+        score_threshold=config.score_threshold,
+        nms_iou=config.nms_iou,
+        in_bfloat16=run.trainer.precision == "bf16-camera",
+        refinement=instantiated(config.refinement, "camera.refinement") if config.refinement else None,
+    )
+    if start and config.weights is not None:
+        load_camera_weights(camera, config.weights)
+    return camera
+
+
+def _mmdet_camera(run: RunConfig, num_classes: int, start: bool) -> CondInst:
+    """Return the camera branch that an mmdet configuration describes; thresholds and sizes are that configuration's."""
+    assert run.camera.mmdet is not None
+    if run.camera.weights is not None:
+        raise ConfigError("camera.weights: these are for our own network; leave camera.mmdet or camera.weights out")
+    return build_mmdet(
+        run.camera.mmdet,
+        num_classes,
+        pretrained=run.camera.pretrained and start,
+        box_weight=run.camera.box_weight,
+        in_bfloat16=run.trainer.precision == "bf16-camera",
+    )
 
 
 def build_method(run: RunConfig) -> Method:

@@ -109,18 +109,29 @@ class CameraConfig:
 
     backbone: str = "resnet18"
     pretrained: bool = False
-    # batch | frozen | group: normalisation of the backbone; group learns fastest from scratch on few images
+    # batch | frozen | frozen_affine | group: normalisation of the backbone (frozen: statistics only, frozen_affine:
+    # scale and shift too); group learns fastest from scratch on few images
     norm: str = "batch"
     # stem and first stages that are not trained
     frozen_stages: int = 0
-    # imagenet | caffe: how the backbone's weights want pixels
+    # imagenet | half | caffe: how the backbone's weights want pixels
     pixel_style: str = "imagenet"
     channels: int = 64
+    # weights that a new run starts from, a file of tools/import_weights.py; null = none
+    weights: str | None = None
+    # an mmdet configuration (CondInst, BoxInst) whose modules are the camera branch (extra `mmdet`); null = ours
+    mmdet: str | None = None
+    # depth of the shared mask features and width of the mask networks (BoxInst: 16, 8; CondInst: 8, 8; mmdet's BoxInst:
+    # 16, 16)
+    mask_channels: int = 16
+    mask_hidden: int = 8
     # initial class score (FCOS: .01)
     prior: float = 0.01
     # initial value of the (scaled, rectified) distances to the box sides, in strides
     box_bias: float = 0.0
     head_convs: int = 2
+    # box | class: the tower that says how central a location is (CondInst: box, MWSIS: class)
+    centerness_tower: str = "box"
     # mask branch: inner depth and number of convolutions (published: 128, 4)
     mask_branch_channels: int = 64
     mask_branch_convs: int = 2

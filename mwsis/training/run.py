@@ -95,7 +95,7 @@ def _restored_step(
 
 def build_step(run: RunConfig, prepared: Prepared, folder: RunFolder) -> PretrainingStep:
     """Return student, teacher and losses of a run, untrained."""
-    student = build.build_segmentor(run, prepared.num_classes)
+    student = build.build_segmentor(run, prepared.num_classes, start=not folder.checkpoint.exists())
     method = build.build_method(run)
     votes = None
     if method.record_votes_from is not None:
@@ -124,7 +124,7 @@ def load_run(
     Raises:
         WeightMismatchError: the checkpoint's weights do not fit its configuration.
     """
-    step = PretrainingStep(build.build_segmentor(run, num_classes), build.build_method(run), num_classes)
+    step = PretrainingStep(build.build_segmentor(run, num_classes, start=False), build.build_method(run), num_classes)
     checkpoint.restore(state, step, what)
     return step.teaching_model, step.student
 

@@ -85,9 +85,16 @@ def our_losses(model, images):
     return {**model.detection_loss(dense, positives), "projection": Projection()(ctx), "pairwise": Pairwise()(ctx)}
 
 
-def imported(detector, **settings):
+def imported(detector, width=8, **settings):
     model = build_condinst(
-        4, backbone="resnet50", mask_channels=8, frozen_stages=1, max_per_image=1000, **SETTINGS, **settings
+        4,
+        backbone="resnet50",
+        mask_channels=width,
+        mask_hidden=width,
+        frozen_stages=1,
+        max_per_image=1000,
+        **SETTINGS,
+        **settings,
     )
     assert compare_mmdet(detector.state_dict(), model).fits
     model.load_state_dict(from_mmdet(detector.state_dict(), model))
@@ -100,16 +107,19 @@ def adapted(text, detector, folder):
     return build_mmdet(folder / "config.py", 4, weights=folder / "weights.pth")
 
 
-@pytest.fixture(scope="module", params=["imported", "imported caffe pixels", "adapted", "adapted wide"])
+@pytest.fixture(
+    scope="module", params=["imported", "imported wide", "imported caffe pixels", "adapted", "adapted wide"]
+)
 def pair(request, tmp_path_factory):
     """Return mmdet's detector and our segmentor with its weights; tests leave both as they are."""
     if not INSTALLED:
         pytest.skip("the extra 'mmdet' is not installed")
     style = "caffe" if "caffe" in request.param else "imagenet"
-    text = config_text(width=16 if "wide" in request.param else 8, style=style)
+    width = 16 if "wide" in request.param else 8
+    text = config_text(width=width, style=style)
     detector = detector_of(text)
     if request.param.startswith("imported"):
-        return detector, imported(detector, pixel_style=style)
+        return detector, imported(detector, width, pixel_style=style)
     return detector, adapted(text, detector, tmp_path_factory.mktemp("mmdet"))
 
 

@@ -9,7 +9,10 @@ import torch
 
 from camera.mmdet_weights import load_camera_weights, to_mmdet
 from camera.segmentor import build_condinst
-from mwsis.training.commands import run_command
+from mwsis.core.errors import WeightMismatchError
+from mwsis.training.build import build_segmentor, check_start
+from mwsis.training.commands import compose_run, run_command
+from mwsis.training.config import typed
 from tests.camera.mmdet_models import SETTINGS, config_text
 from tools import import_weights
 
@@ -127,18 +130,41 @@ def test_a_file_that_does_not_say_its_pixels(command, checkpoint, tmp_path):
     assert torch.load(out, weights_only=True)["pixel_style"] == "caffe"
 
 
-def test_wide_mask_networks_are_refused_by_their_numbers(command, checkpoint, tmp_path):
-    """mmdet's own BoxInst has mask networks of width 16: 593 numbers on 16 features."""
-    content = torch.load(checkpoint, weights_only=True)
-    features = "mask_head.mask_feature_head.conv_pred"
-    content["state_dict"] |= {
-        "bbox_head.controller.weight": torch.zeros(593, 128, 3, 3),
-        "bbox_head.controller.bias": torch.zeros(593),
-        f"{features}.weight": torch.zeros(16, 32, 1, 1),
-        f"{features}.bias": torch.zeros(16),
-    }
-    wide = tmp_path / "wide.pth"
-    torch.save(content, wide)
-    code, _, complaint = command(f"ckpt={wide}", "from=mmdet", f"out={tmp_path / 'start.pt'}")
-    assert code == 2
-    assert "expected mask networks of width 8, got 16" in complaint
+def test_mask_networks_of_another_width_arrive_too(command, tmp_path):
+    """mmdet's own BoxInst has 16 features and mask networks of width 16: 593 numbers."""
+    torch.manual_seed(0)
+    wide = build_condinst(4, backbone="resnet50", mask_channels=16, mask_hidden=16, **SETTINGS)
+    assert len(wide.controller.bias) == 593
+    checkpoint, out = tmp_path / "wide.pth", tmp_path / "start.pt"
+    torch.save({"meta": {"cfg": config_text("BoxInst", 16)}, "state_dict": to_mmdet(wide.state_dict())}, checkpoint)
+    code, printed, complaint = command(f"ckpt={checkpoint}", "from=mmdet", f"out={out}")
+    assert (code, complaint) == (0, "")
+    assert "mask_hidden=16" in printed
+    fresh = build_condinst(4, backbone="resnet50", mask_channels=16, mask_hidden=16, **SETTINGS)
+    load_camera_weights(fresh, out)
+    assert fresh.controller.weight.equal(wide.controller.weight)
+
+
+@pytest.fixture
+def started(command, checkpoint, tmp_path):
+    """Return a run that begins with the imported weights."""
+    out = tmp_path / "start.pt"
+    assert command(f"ckpt={checkpoint}", "from=mmdet", f"out={out}")[0] == 0
+    sizes = {"backbone": "resnet50", "channels": 128, "mask_channels": 8, "mask_branch_channels": 32}
+    sizes |= {"mask_branch_convs": 2, "head_convs": 2, "norm": "frozen_affine", "weights": out}
+    return typed(compose_run(["method=boxinst", *(f"camera.{name}={value}" for name, value in sizes.items())]))
+
+
+def test_a_training_begins_with_them_and_a_resumed_one_does_not_ask(started, network, tmp_path):
+    check_start(started, 4)
+    begun = build_segmentor(started, 4).camera.state_dict()
+    assert all(value.equal(begun[name]) for name, value in network.state_dict().items())
+    (tmp_path / "start.pt").unlink()
+    with pytest.raises(WeightMismatchError, match=r"start\.pt"):
+        check_start(started, 4)
+    build_segmentor(started, 4, start=False)
+
+
+def test_weights_of_another_network_are_refused_before_the_data_is_read(started):
+    with pytest.raises(WeightMismatchError, match=r"class_logits"):
+        check_start(started, 3)
