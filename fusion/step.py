@@ -171,7 +171,7 @@ class PretrainingStep(nn.Module):
     def _camera_losses(self, batch: Batch, progress: float, losses: dict[str, Tensor]) -> CameraPass:
         camera, images = self.student.camera, batch.images
         assert camera is not None
-        dense = camera.dense(images)
+        dense = camera.dense(images.for_student)
         positives = camera.assign(dense, images.labels)
         for name, value in camera.detection_loss(dense, positives).items():
             losses[f"camera/{name}"] = value

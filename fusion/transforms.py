@@ -7,7 +7,7 @@ Batching is in `mwsis.data.dataset`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,6 +53,7 @@ class PairedTransform:
         only_in_image: drop points that none of the sample's cameras sees.
         load_images: ``False`` leaves the images and their boxes out, and the points as they would be with them.
         augment: ``False`` leaves out every draw and loads every camera.
+        strong_view: makes of each image the one that the student sees; ``None`` shows both networks the same.
         given_masks: what gives training the masks of a frame's boxes; asked by `mwsis.data.dataset.FrameDataset`.
             ``None`` for training from boxes and for evaluation.
 
@@ -70,6 +71,7 @@ class PairedTransform:
     only_in_image: bool = True
     load_images: bool = True
     augment: bool = True
+    strong_view: Callable[[Tensor, torch.Generator], Tensor] | None = None
     given_masks: GivenMasks | None = None
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class PairedTransform:
 
     def deterministic(self) -> PairedTransform:
         """Return the transform for evaluation: no augmentation, all cameras, the largest image width."""
-        return replace(self, augment=False, given_masks=None)
+        return replace(self, augment=False, strong_view=None, given_masks=None)
 
     def __call__(self, frame: Frame, labels: FrameLabels, frame_index: int, generator: torch.Generator) -> Sample:
         """Return the sample.
@@ -103,6 +105,10 @@ class PairedTransform:
         if not self.load_images:
             chosen, geometries = [], []
         cameras = [frame.cameras[index] for index in chosen]
+        images = [
+            geometry.apply_image(_decode(frame.frame_id, view))
+            for view, geometry in zip(cameras, geometries, strict=True)
+        ]
         return Sample(
             frame_index=frame_index,
             frame_id=frame.frame_id,
@@ -112,10 +118,7 @@ class PairedTransform:
             ring_segment_id=labels.ring_segment_id[keep],
             pixels=_move_pixels(frame.pixels[keep], len(frame.cameras), chosen, geometries),
             pseudo=labels.pseudo[keep],
-            images=tuple(
-                geometry.apply_image(_decode(frame.frame_id, view))
-                for view, geometry in zip(cameras, geometries, strict=True)
-            ),
+            images=tuple(images),
             original_sizes=tuple((view.camera.height, view.camera.width) for view in cameras),
             labels=tuple(geometry.apply_boxes(view.labels) for view, geometry in zip(cameras, geometries, strict=True)),
             masks=tuple(
@@ -123,6 +126,7 @@ class PairedTransform:
                 for index, geometry in zip(chosen, geometries, strict=True)
                 if frame.given_masks
             ),
+            strong=tuple(self.strong_view(image, generator) for image in images) if self.strong_view else (),
         )
 
     def _sweep(self, frame: Frame, cameras: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:

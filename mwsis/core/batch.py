@@ -5,7 +5,7 @@ Made by `mwsis.data.dataset.collate`; consumed by the two branches and by `fusio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +58,8 @@ class ImageBatch:
         original_sizes: (I, 2) int64, height and width of the recorded image.
         labels: I sets of boxes, pixels of the resized image.
         masks: I sets of masks of these boxes at stride 4, if the configuration lets training see any; else ().
+        strong: (I, 3, H, W) uint8, the same images in other colours, for the student; None where both networks see
+            ``images``.
     """
 
     images: Tensor
@@ -65,14 +67,23 @@ class ImageBatch:
     original_sizes: Tensor
     labels: tuple[Boxes2D, ...]
     masks: tuple[BoxMasks, ...] = ()
+    strong: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def for_student(self) -> ImageBatch:
+        """The batch as the student sees it."""
+        return self if self.strong is None else replace(self, images=self.strong)
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One frame after augmentation, before batching; ``pixels.camera_index`` counts ``images`` (-1: not among them)."""
+    """One frame after augmentation, before batching; ``pixels.camera_index`` counts ``images`` (-1: not among them).
+
+    ``strong`` holds the images in other colours, or nothing.
+    """
 
     frame_index: int
     frame_id: str
@@ -86,6 +97,7 @@ class Sample:
     original_sizes: tuple[tuple[int, int], ...]
     labels: tuple[Boxes2D, ...]
     masks: tuple[BoxMasks, ...] = ()
+    strong: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

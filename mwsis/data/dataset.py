@@ -143,11 +143,23 @@ def _image_batch(samples: list[Sample]) -> ImageBatch:
     labels: tuple[Boxes2D, ...] = tuple(boxes for sample in samples for boxes in sample.labels)
     sizes = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64).reshape(-1, 2)
     height, width = (_rounded_up(int(size)) for size in (sizes.max(0).values if images else (1, 1)))
+    masks = tuple(given for sample in samples for given in sample.masks)
+    strong = [image for sample in samples for image in sample.strong]
+    return ImageBatch(
+        _padded(images, height, width),
+        sizes,
+        torch.tensor(originals, dtype=torch.int64).reshape(-1, 2),
+        labels,
+        masks,
+        _padded(strong, height, width) if strong else None,
+    )
+
+
+def _padded(images: list[Tensor], height: int, width: int) -> Tensor:
     padded = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
     for canvas, image in zip(padded, images, strict=True):
         canvas[:, : image.shape[1], : image.shape[2]] = image
-    masks = tuple(given for sample in samples for given in sample.masks)
-    return ImageBatch(padded, sizes, torch.tensor(originals, dtype=torch.int64).reshape(-1, 2), labels, masks)
+    return padded
 
 
 def _rounded_up(size: int) -> int:

@@ -28,5 +28,10 @@ def collate_padded(samples: list[Sample], size: Sequence[int]) -> Batch:
     height, width = (int(side) for side in batch.images.images.shape[-2:])
     if height > size[0] or width > size[1]:
         raise ConfigError(f"data.pad_to: expected at least [{height}, {width}] for these images, got {list(size)}")
-    padded = functional.pad(batch.images.images, (0, size[1] - width, 0, size[0] - height))
-    return replace(batch, images=replace(batch.images, images=padded))
+    margin = (0, size[1] - width, 0, size[0] - height)
+    padded = {
+        name: functional.pad(maps, margin)
+        for name in ("images", "strong")
+        if (maps := getattr(batch.images, name)) is not None
+    }
+    return replace(batch, images=replace(batch.images, **padded))

@@ -121,8 +121,13 @@ def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
         only_in_image=run.data.only_in_image,
         load_images=not augment or "camera" in run.method.branches,
         augment=augment,
+        strong_view=_strong_view(run) if augment else None,
         given_masks=given_masks(run) if augment and "camera" in run.method.branches else None,
     )
+
+
+def _strong_view(run: RunConfig) -> Any:
+    return instantiated(run.method.strong_view, "method.strong_view") if run.method.strong_view else None
 
 
 def build_segmentor(run: RunConfig, num_classes: int, start: bool = True) -> MultimodalSegmentor:

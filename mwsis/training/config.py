@@ -232,6 +232,8 @@ class MethodConfig:
     # a point is corrected when so many of its last so many votes, 4 at most, are the same (published: 4 of 4)
     pvc_agree: int = 4
     pvc_of: int = 4
+    # `_target_` of what makes the images that the camera student sees (camera.color_jitter); null = the teacher's
+    strong_view: Any = None
     # `_target_` of the source of camera pseudo masks (camera.sources)
     mask_source: Any = None
     camera_terms: dict[str, TermConfig] = field(default_factory=dict)
