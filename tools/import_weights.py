@@ -1,11 +1,14 @@
-"""Make the camera weights of another framework something that a training here can start from.
+"""Make the camera weights of another framework, or of another run, something that a training here can start from.
 
     uv run tools/import_weights.py ckpt=FILE from=mmdet out=FILE [pixel_style=imagenet|caffe] [classes=2,0,1]
         [camera=condinst_r50_mwsis] [camera.<key>=...]
+    uv run tools/import_weights.py ckpt=RUN/checkpoints/last.ckpt from=mwsis out=FILE [weights=teacher|student]
+        [classes=2,0,1]
+    uv run tools/train.py camera.weights=FILE ...
 
-Reads an mmdet 3.x checkpoint of CondInst or BoxInst (ResNet-50 or -101, FPN). The network is the one the file was made
-with, or, with camera=..., that of the configuration. Every tensor must be used once; otherwise nothing is written and
-the names are listed. classes: rows of the classifier to keep, in the order of the new classes.
+mmdet: a 3.x checkpoint of CondInst or BoxInst (ResNet-50 or -101, FPN). The network is the one the file was made with,
+or, with camera=..., that of the configuration. Every tensor must be used once; otherwise nothing is written and the
+names are listed. classes: rows of the classifier to keep, in the order of the new classes.
 Exit code: 0 done, 2 wrong input (one sentence says what).
 """
 
@@ -18,33 +21,51 @@ from mwsis.core.errors import ConfigError, WeightMismatchError, closest_name
 from mwsis.training.commands import compose_run, run_command, split_arguments
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from camera.segmentor import CondInst
     from mwsis.core.weights import LoadReport
 
-ORIGINS = ("mmdet",)
-CLASSIFIER = ("bbox_head.conv_cls.weight", "bbox_head.conv_cls.bias")
+ORIGINS = ("mmdet", "mwsis")
+CLASSIFIER = {
+    "mmdet": ("bbox_head.conv_cls.weight", "bbox_head.conv_cls.bias"),
+    "mwsis": ("head.class_logits.weight", "head.class_logits.bias"),
+}
 
 
 def main(arguments: list[str]) -> None:
     """Read, check, translate, write."""
-    defaults = {"ckpt": "", "from": "", "out": "", "pixel_style": "as recorded", "classes": "all"}
+    defaults = {
+        "ckpt": "",
+        "from": "",
+        "out": "",
+        "pixel_style": "as recorded",
+        "classes": "all",
+        "weights": "teacher",
+    }
     own, rest = split_arguments(arguments, defaults)
     if own["from"] not in ORIGINS:
         raise ConfigError(f"from={own['from']}: no such framework" + closest_name(own["from"], ORIGINS))
     for argument in rest:
         if not argument.startswith(("camera=", "camera.")):
-            raise ConfigError(f"argument '{argument}': expected ckpt, from, out, pixel_style, classes or camera")
+            raise ConfigError(f"argument '{argument}': expected {', '.join(defaults)} or camera")
+    if own["weights"] not in ("teacher", "student"):
+        raise ConfigError(f"weights={own['weights']}: expected teacher or student")
+    if own["from"] == "mmdet":
+        _import_mmdet(own, rest)
+    else:
+        _import_run(own, rest)
+    print(f"weights: {own['out']}")
 
+
+def _import_mmdet(own: dict[str, str], rest: list[str]) -> None:
     from camera import mmdet_weights
 
     what = own["ckpt"]
     weights, meta = mmdet_weights.read_mmdet(what)
     settings = mmdet_weights.network_settings(weights, what)
     style = _pixel_style(mmdet_weights.pixel_style_of(str(meta.get("cfg", "")), what), own["pixel_style"], what)
-    if own["classes"] != "all":
-        keep = _rows(own["classes"], settings["num_classes"])
-        weights.update({name: weights[name][keep] for name in CLASSIFIER})
-        settings["num_classes"] = len(keep)
+    settings["num_classes"] = _keep_classes(weights, own)
     network = _configured_network(rest, settings["num_classes"]) if rest else _own_network(settings)
     report = mmdet_weights.compare_mmdet(weights, network)
     if not report.fits:
@@ -53,7 +74,41 @@ def main(arguments: list[str]) -> None:
     facts = {"pixel_style": style, "settings": settings, "origin": own["from"]}
     mmdet_weights.save_camera_weights(own["out"], mmdet_weights.from_mmdet(weights, network), facts)
     print(f"weights: {report}; {_described(settings)}, pixel_style={style}")
-    print(f"weights: {own['out']}")
+
+
+def _import_run(own: dict[str, str], rest: list[str]) -> None:
+    """Write the camera branch of a run's teacher or student."""
+    if rest or own["pixel_style"] != "as recorded":
+        raise ConfigError("from=mwsis: the run says what its network is; leave camera and pixel_style out")
+
+    from camera.mmdet_weights import save_camera_weights
+    from mwsis.training.checkpoint import read_run_checkpoint
+    from mwsis.training.commands import restore_config
+    from mwsis.training.config import typed
+    from mwsis.training.run import load_run
+
+    what = own["ckpt"]
+    state = read_run_checkpoint(what)
+    run = typed(restore_config(state["config"]))
+    if "camera" not in run.method.branches or run.camera.mmdet is not None:
+        raise ConfigError(f"{what}: method '{run.method.name}' trained no camera network of ours")
+    models = dict(zip(("teacher", "student"), load_run(state, run, len(state["class_names"]), what), strict=True))
+    camera = models[own["weights"]].camera
+    assert camera is not None
+    weights = camera.state_dict()
+    settings = {"backbone": run.camera.backbone, "num_classes": _keep_classes(weights, own)}
+    facts = {"pixel_style": run.camera.pixel_style, "settings": settings, "origin": own["from"]}
+    save_camera_weights(own["out"], weights, facts)
+    print(f"weights: {own['weights']} of {run.method.name} on {run.data.name}, {state['global_step']} steps")
+
+
+def _keep_classes(weights: dict[str, Tensor], own: dict[str, str]) -> int:
+    """Leave the asked rows of the classifier in place; return how many there are."""
+    names = CLASSIFIER[own["from"]]
+    if own["classes"] != "all":
+        keep = _rows(own["classes"], len(weights[names[0]]))
+        weights.update({name: weights[name][keep] for name in names})
+    return len(weights[names[0]])
 
 
 def _pixel_style(recorded: str | None, asked: str, what: str) -> str:

@@ -6,11 +6,14 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from camera.mmdet_weights import load_camera_weights, to_mmdet
 from camera.segmentor import build_condinst
+from fusion.step import PretrainingStep
 from mwsis.core.errors import WeightMismatchError
-from mwsis.training.build import build_segmentor, check_start
+from mwsis.training.build import build_method, build_segmentor, check_start
+from mwsis.training.checkpoint import FORMAT
 from mwsis.training.commands import compose_run, run_command
 from mwsis.training.config import typed
 from tests.camera.mmdet_models import SETTINGS, config_text
@@ -168,3 +171,27 @@ def test_a_training_begins_with_them_and_a_resumed_one_does_not_ask(started, net
 def test_weights_of_another_network_are_refused_before_the_data_is_read(started):
     with pytest.raises(WeightMismatchError, match=r"class_logits"):
         check_start(started, 3)
+
+
+def test_the_camera_branch_of_a_run_becomes_a_start(command, tmp_path):
+    """The teacher's weights, with the classes of the new data set in their order."""
+    run = typed(compose_run(["experiment=smoke", "method=boxinst"]))
+    step = PretrainingStep(build_segmentor(run, 3), build_method(run), 3)
+    with torch.no_grad():
+        for value in step.teacher.module.parameters():
+            value.add_(1.0)
+    facts = {"config": OmegaConf.to_yaml(OmegaConf.structured(run)), "class_names": ["a", "b", "c"]}
+    state = {"format": FORMAT, "global_step": 7, "model": step.state_dict(), "optimisers": {}, "votes": {}, **facts}
+    torch.save(state, tmp_path / "last.ckpt")
+    out = tmp_path / "start.pt"
+    code, printed, _ = command(f"ckpt={tmp_path / 'last.ckpt'}", "from=mwsis", f"out={out}", "classes=2,0")
+    assert code == 0
+    assert "teacher of boxinst on street, 7 steps" in printed
+    fresh = build_segmentor(run, 2).camera
+    load_camera_weights(fresh, out)
+    taught = step.teacher.module.camera
+    assert fresh.head.class_logits.weight.equal(taught.head.class_logits.weight[[2, 0]])
+    assert fresh.controller.weight.equal(taught.controller.weight)
+    code, _, complaint = command(f"ckpt={tmp_path / 'last.ckpt'}", "from=mwsis", f"out={out}", "camera=condinst_tiny")
+    assert code == 2
+    assert "the run says what its network is" in complaint
