@@ -2,6 +2,7 @@
 
     uv run tools/evaluate.py ckpt=RUN/checkpoints/last.ckpt out=DIR
     uv run tools/evaluate.py ckpt=... out=DIR data=kitti data.root=FOLDER     another data set
+    uv run tools/evaluate.py ckpt=... out=DIR camera.refinement=null          other settings of prediction
     uv run tools/evaluate.py ckpt=... out=DIR protocol=published              as MWSIS was scored
 
 protocol=ours (default) ignores what nobody labelled; protocol=published counts it as background (and, where the data

@@ -117,24 +117,32 @@ def compose_run(overrides: list[str]) -> DictConfig:
     return config
 
 
+PREDICTION = ("camera.refinement", "camera.score_threshold", "camera.nms_iou", "lidar.min_points", "method.rsc")
+"""Settings that training does not depend on, and which may be others afterwards."""
+
+
 def restore_config(saved: str, asked: DictConfig | None = None, overrides: Sequence[str] = ()) -> DictConfig:
-    """Return a run's saved configuration, with the data set replaced where the user asked for another.
+    """Return a run's saved configuration, with data set and prediction settings replaced where the user asked for it.
 
     Args:
         saved: YAML from a checkpoint.
         asked: the configuration composed from ``overrides``, or None without any.
-        overrides: what the user gave.
+        overrides: what the user gave; ``data=...`` takes another data set, ``data.<key>=...`` alone changes the run's.
 
     Raises:
-        ConfigError: an override is about something other than the data set.
+        ConfigError: an override is about something that training depended on.
     """
-    for override in overrides:
-        if not re.match(r"data[.=]", override):
-            raise ConfigError(f"argument '{override}': only data=... and data.<key>=... can change after training")
     config = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(saved))
-    if asked is not None:
-        config.data = asked.data
     assert isinstance(config, DictConfig)
+    if asked is not None and any(override.startswith("data=") for override in overrides):
+        config.data = asked.data
+    for override in overrides:
+        name = override.partition("=")[0]
+        if not re.match(r"data[.=]", override) and name not in PREDICTION:
+            known = ", ".join(("data", "data.<key>", *PREDICTION))
+            raise ConfigError(f"argument '{override}': after training only these can change: {known}")
+        if name != "data" and asked is not None:
+            OmegaConf.update(config, name, OmegaConf.select(asked, name), merge=False)
     return config
 
 
