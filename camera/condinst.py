@@ -8,6 +8,7 @@ are in `terms.py`.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ __all__ = [
     "Controller",
     "DynamicMaskHead",
     "MaskBranch",
+    "MaskOutput",
     "aligned_bilinear",
     "extent",
     "num_dynamic_params",
@@ -33,15 +35,32 @@ MASK_STRIDE = 4
 MASK_THRESHOLD = 0.5
 
 
-def _layer_sizes(mask_channels: int, hidden: int) -> list[tuple[int, int]]:
-    """Return (numbers, inputs per unit) of the parts of a mask network: weights and biases of three layers."""
+def _layer_sizes(mask_channels: int, hidden: int, depth: bool) -> list[tuple[int, int]]:
+    """Return (numbers, inputs per unit) of a mask network's parts: weights, biases of two layers and each output."""
     wide = mask_channels + 2
-    return [(hidden * wide, wide), (hidden, 0), (hidden * hidden, hidden), (hidden, 0), (hidden, hidden), (1, 0)]
+    layers = [(hidden * wide, wide), (hidden, 0), (hidden * hidden, hidden), (hidden, 0)]
+    return layers + [(hidden, hidden), (1, 0)] * (1 + depth)
 
 
-def num_dynamic_params(mask_channels: int, hidden: int = HIDDEN) -> int:
-    """Return how many numbers a location predicts for its mask network: 169 for 8 mask channels, 233 for 16."""
-    return sum(size for size, _ in _layer_sizes(mask_channels, hidden))
+def num_dynamic_params(mask_channels: int, hidden: int = HIDDEN, depth: bool = False) -> int:
+    """Return how many numbers a location predicts for its mask network.
+
+    169 for 8 mask channels, 233 for 16, 242 for 16 with a depth output.
+    """
+    return sum(size for size, _ in _layer_sizes(mask_channels, hidden, depth))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskOutput:
+    """Masks at picked locations.
+
+    Attributes:
+        logits: (K, H/4, W/4).
+        depth: (K, H/4, W/4) in [0, 1], the object's relative inverse depth; None of a network without that output.
+    """
+
+    logits: Tensor
+    depth: Tensor | None = None
 
 
 def aligned_bilinear(maps: Tensor, factor: int) -> Tensor:
@@ -110,6 +129,7 @@ class Controller(nn.Module):
         channels: depth of the box tower.
         mask_channels: depth of the mask features.
         hidden: width of the mask networks.
+        depth: they have a second output, see `DynamicMaskHead`.
         random_start: let every object start from one random mask network instead of from none. With the published zero
             bias the three layers start near zero, where only the last bias has a gradient, and masks that fill the
             image are often never left; pretrained weights and thousands of steps get over it, short training does not.
@@ -118,16 +138,24 @@ class Controller(nn.Module):
     as the weights of a ReLU network, He et al. 2015).
     """
 
-    def __init__(self, channels: int, mask_channels: int, *, hidden: int = HIDDEN, random_start: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        mask_channels: int,
+        *,
+        hidden: int = HIDDEN,
+        depth: bool = False,
+        random_start: bool = True,
+    ) -> None:
         super().__init__()
-        layers = _layer_sizes(mask_channels, hidden)
-        num_params = num_dynamic_params(mask_channels, hidden)
+        layers = _layer_sizes(mask_channels, hidden, depth)
+        num_params = num_dynamic_params(mask_channels, hidden, depth)
         self.weight = nn.Parameter(torch.empty(num_params, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(num_params))
         nn.init.normal_(self.weight, std=0.01)
         if random_start:
             gain = [math.sqrt(2 / inputs) if inputs else 0.0 for _, inputs in layers]
-            gain[4] = math.sqrt(1 / hidden)  # no ReLU follows the output layer
+            gain[4::2] = [math.sqrt(1 / hidden)] * (1 + depth)  # no ReLU follows an output
             parts = [factor * torch.randn(size) for factor, (size, _) in zip(gain, layers)]
             self.bias.data.copy_(torch.cat(parts))
 
@@ -153,38 +181,49 @@ class DynamicMaskHead(nn.Module):
 
     Args:
         mask_channels: depth of the mask features.
-        hidden: width of the mask networks (published: 8).
         position_scale: pixels by which relative positions are divided, per pyramid level.
+        hidden: width of the mask networks (published: 8).
+        depth: a second output on the same layers says how near each cell is, ``sigmoid``, and multiplies the mask's
+            logit at stride 8 (Pseudo-Depth); the mask is then undecided where the depth output is 0.
 
-    Source: CondInst, section 3.2; hidden width 8, three layers; published scales 64, 128, 256, 512, 1024.
+    Source: CondInst, section 3.2; hidden width 8, three layers; published scales 64, 128, 256, 512, 1024. Depth:
+    arXiv 2403.01214, depth-guided mask head.
     """
 
-    def __init__(self, mask_channels: int, position_scale: tuple[float, ...], hidden: int = HIDDEN) -> None:
+    def __init__(
+        self, mask_channels: int, position_scale: tuple[float, ...], hidden: int = HIDDEN, depth: bool = False
+    ) -> None:
         super().__init__()
         self.mask_channels = mask_channels
         self.hidden = hidden
+        self.depth = depth
         self.position_scale: Tensor
         self.register_buffer("position_scale", torch.tensor(position_scale), persistent=False)
 
-    def forward(self, mask_feats: Tensor, params: Tensor, locations: Locations, cells: Cells) -> Tensor:
-        """Return (K, H/4, W/4) logits.
+    def forward(self, mask_feats: Tensor, params: Tensor, locations: Locations, cells: Cells) -> MaskOutput:
+        """Return the masks of K locations.
 
         Args:
             mask_feats: (I, D, H/8, W/8).
-            params: (K, num_params): first layer's weights (x, y, features), bias, second layer's, output's.
+            params: (K, num_params): first layer's weights (x, y, features), bias, second layer's, each output's.
             locations: L cells.
             cells: K picked locations, ascending image index.
         """
-        num_samples, (height, width) = len(cells), mask_feats.shape[-2:]
-        sizes = [size for size, _ in _layer_sizes(self.mask_channels, self.hidden)]
-        first, first_bias, second, second_bias, last, last_bias = torch.split(params, sizes, 1)
-        first = first.reshape(num_samples, self.hidden, self.mask_channels + 2)
+        sizes = [size for size, _ in _layer_sizes(self.mask_channels, self.hidden, self.depth)]
+        first, first_bias, second, second_bias, *outputs = torch.split(params, sizes, 1)
+        first = first.reshape(len(cells), self.hidden, self.mask_channels + 2)
         hidden = self._position(first[..., :2], first_bias, mask_feats, locations, cells)
         hidden = hidden + self._per_image(first[..., 2:], mask_feats, cells.image_index)
         hidden = hidden.flatten(2).relu()
         hidden = torch.baddbmm(second_bias[..., None], second.reshape(-1, self.hidden, self.hidden), hidden).relu()
-        logits = torch.baddbmm(last_bias[..., None], last[:, None], hidden)
-        return aligned_bilinear(logits.reshape(num_samples, 1, height, width), 2)[:, 0]
+        maps = [
+            torch.baddbmm(bias[..., None], weight[:, None], hidden).reshape(-1, 1, *mask_feats.shape[-2:])
+            for weight, bias in zip(outputs[0::2], outputs[1::2], strict=True)
+        ]
+        if not self.depth:
+            return MaskOutput(aligned_bilinear(maps[0], 2)[:, 0])
+        depth = maps[1].sigmoid()
+        return MaskOutput(aligned_bilinear(maps[0] * depth, 2)[:, 0], aligned_bilinear(depth, 2)[:, 0])
 
     def _position(self, weight: Tensor, bias: Tensor, mask_feats: Tensor, locations: Locations, cells: Cells) -> Tensor:
         """Return the first layer's response to the relative position, (K, hidden, h, w)."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from camera.condinst import MaskOutput
 from camera.fcos import Cells, HeadOutput, Locations
 from camera.segmentor import CondInst
 from mwsis.core.errors import ConfigError
@@ -169,8 +170,8 @@ class _MaskHead(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, mask_feats: Tensor, params: Tensor, locations: Locations, cells: Cells) -> Tensor:
-        """Return (K, H/4, W/4) logits of (I, D, H/8, W/8) features and (K, P) numbers."""
+    def forward(self, mask_feats: Tensor, params: Tensor, locations: Locations, cells: Cells) -> MaskOutput:
+        """Return K masks of (I, D, H/8, W/8) features and (K, P) numbers."""
         from mmengine.structures import InstanceData
 
         points, strides = locations.xy[cells.location_index], locations.stride[cells.location_index]
@@ -181,7 +182,7 @@ class _MaskHead(nn.Module):
             if mine.any():
                 samples = InstanceData(param_preds=params[mine], points=points[mine], strides=strides[mine])
                 logits.append(self.head.forward_single(features, samples)[0])
-        return torch.cat(logits)
+        return MaskOutput(torch.cat(logits))
 
 
 def build_mmdet(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from camera.backbone import FeaturePyramid, ImageBackbone
-from camera.condinst import HIDDEN, MASK_STRIDE, Controller, DynamicMaskHead, MaskBranch, paste_masks
+from camera.condinst import HIDDEN, MASK_STRIDE, Controller, DynamicMaskHead, MaskBranch, MaskOutput, paste_masks
 from camera.fcos import (
     PUBLISHED_SIZE_RANGES,
     Cells,
@@ -159,16 +159,20 @@ class CondInst(nn.Module):
         quota = (max_per_image // objects.clamp(min=1)).clamp(min=1)
         return positives.select(rank_within(positives.gt_index, score) < quota[positives.image_index])
 
-    def decode_masks(self, dense: Dense, cells: Cells) -> Tensor:
-        """Return the mask logits of picked locations, (K, H/4, W/4).
+    def decode(self, dense: Dense, cells: Cells) -> MaskOutput:
+        """Return the masks of picked locations, and their depth if the network has that output.
 
         Args:
             dense: this network's maps (a teacher passes its own, with the student's positives).
             cells: K locations, ascending image index.
         """
         params = self.controller(dense.head.tower_feats, dense.locations, cells)
-        logits: Tensor = self.mask_head(dense.mask_feats, params, dense.locations, cells)
-        return logits
+        output: MaskOutput = self.mask_head(dense.mask_feats, params, dense.locations, cells)
+        return output
+
+    def decode_masks(self, dense: Dense, cells: Cells) -> Tensor:
+        """Return the mask logits of picked locations, (K, H/4, W/4), see `decode`."""
+        return self.decode(dense, cells).logits
 
     def detection_loss(self, dense: Dense, positives: Positives) -> dict[str, Tensor]:
         """Return the scalars ``classification``, ``box`` and ``centerness`` over *all* positives (not a sample)."""
@@ -267,6 +271,7 @@ def build_condinst(
     mask_branch_convs: int = 2,
     mask_channels: int = 16,
     mask_hidden: int = HIDDEN,
+    mask_depth: bool = False,
     size_ranges: Sequence[float] = PUBLISHED_SIZE_RANGES,
     prior: float = 0.01,
     box_bias: float = 2.0,
@@ -291,6 +296,7 @@ def build_condinst(
         mask_branch_convs: its number of convolutions (published: 4).
         mask_channels: depth of the shared mask features (published: 16 for box supervision).
         mask_hidden: width of the mask networks (published: 8; mmdet's BoxInst: 16).
+        mask_depth: mask networks say how near each cell is, too, see `camera.condinst.DynamicMaskHead`.
         size_ranges: largest distance to a box side per level, pixels; scale it with the image size.
         prior: score every class starts with.
         box_bias: initial distance to each side in strides (published: 0; 2 keeps the ReLU alive from the first step).
@@ -330,8 +336,10 @@ def build_condinst(
             out_channels=mask_channels,
             norm=branch_norm,
         ),
-        controller=Controller(channels, mask_channels, hidden=mask_hidden, random_start=random_mask_start),
-        mask_head=DynamicMaskHead(mask_channels, _position_scale(size_ranges), mask_hidden),
+        controller=Controller(
+            channels, mask_channels, hidden=mask_hidden, depth=mask_depth, random_start=random_mask_start
+        ),
+        mask_head=DynamicMaskHead(mask_channels, _position_scale(size_ranges), mask_hidden, mask_depth),
         size_ranges=size_ranges,
         **settings,
     )

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from camera.fcos import HeadOutput, assign_objects, detection_losses, pyramid_locations
-from camera.segmentor import CondInst
+from camera.segmentor import CondInst, build_condinst
+from mwsis.core.batch import ImageBatch
 from mwsis.core.instances import Boxes2D
 from mwsis.training import build
 from mwsis.training.commands import compose_run
@@ -112,3 +113,21 @@ def test_unusual_boxes_give_the_right_positives_and_finite_losses(case, reach):
     torch.stack(list(losses.values())).sum().backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(one.grad is not None and one.grad.isfinite().all() for one in maps)
+
+
+def test_a_network_with_depth_trains_its_second_output():
+    """Pseudo-Depth's head: 242 numbers, masks and depth from one call, gradients through both."""
+    torch.manual_seed(0)
+    camera = build_condinst(3, backbone="resnet18", mask_depth=True)
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 96]])
+    boxes = Boxes2D(torch.tensor([[10.0, 8.0, 50.0, 56.0]]), torch.tensor([1]), torch.tensor([False]))
+    batch = ImageBatch(images, sizes, sizes, (boxes,))
+    dense = camera.dense(batch)
+    found = camera.decode(dense, camera.assign(dense, batch.labels))
+    assert found.depth is not None
+    assert found.depth.shape == found.logits.shape
+    assert bool(((found.depth >= 0) & (found.depth <= 1)).all())
+    (found.logits.mean() + found.depth.mean()).backward()
+    assert camera.controller.bias.grad is not None
+    assert bool(camera.controller.bias.grad[232:].all())

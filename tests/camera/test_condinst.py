@@ -18,6 +18,8 @@ SHAPES, STRIDES = [(8, 12), (4, 6), (2, 3)], (8, 16, 32)
 def test_parameter_counts():
     assert num_dynamic_params(8) == 169
     assert num_dynamic_params(16) == 233
+    assert num_dynamic_params(16, depth=True) == 242
+    assert num_dynamic_params(16, hidden=16) == 593
 
 
 def test_aligned_bilinear_identity_constant_and_placement():
@@ -58,28 +60,39 @@ def test_random_start_is_one_network_for_all_objects_and_can_be_switched_off():
     assert weights.std().item() == pytest.approx((2 / 18) ** 0.5, rel=0.2)
     assert not biases.any()
     assert bias[-1] == 0
+    bias = Controller(6, 16, depth=True).bias.detach()
+    assert len(bias) == 242
+    assert bias[[232, 241]].tolist() == [0, 0]
+    assert bias[224:232].all()
+    assert bias[233:241].all()
 
 
-def test_dynamic_head_equals_one_network_per_object():
+@pytest.mark.parametrize("depth", [False, True])
+def test_dynamic_head_equals_one_network_per_object(depth):
     locations = pyramid_locations(SHAPES, STRIDES, torch.device("cpu"))
     scale = (64.0, 128.0, 256.0)
-    head = DynamicMaskHead(8, scale)
+    head = DynamicMaskHead(8, scale, depth=depth)
     feats, cells = torch.randn(3, 8, 8, 12), picked_cells()
-    params = torch.randn(4, num_dynamic_params(8))
-    logits = head(feats, params, locations, cells)
-    assert logits.shape == (4, 16, 24)
+    params = torch.randn(4, num_dynamic_params(8, depth=depth))
+    found = head(feats, params, locations, cells)
+    assert found.logits.shape == (4, 16, 24)
+    assert (found.depth is not None) == depth
     rows, cols = torch.meshgrid(torch.arange(8) * 8 + 4, torch.arange(12) * 8 + 4, indexing="ij")
     for k in range(4):
         x, y = locations.xy[cells.location_index[k]]
         unit = scale[int(locations.level[cells.location_index[k]])]
         stack = torch.cat([torch.stack([(x - cols) / unit, (y - rows) / unit]), feats[cells.image_index[k]]])
-        w1, b1, w2, b2, w3, b3 = params[k].split([80, 8, 64, 8, 8, 1])
+        w1, b1, w2, b2, w3, b3, *nearness = params[k].split([80, 8, 64, 8, 8, 1] + [8, 1] * depth)
         hidden = functional.conv2d(stack[None], w1.reshape(8, 10, 1, 1), b1).relu()
         hidden = functional.conv2d(hidden, w2.reshape(8, 8, 1, 1), b2).relu()
-        expected = aligned_bilinear(functional.conv2d(hidden, w3.reshape(1, 8, 1, 1), b3), 2)[0, 0]
-        torch.testing.assert_close(logits[k], expected, rtol=1e-4, atol=1e-4)
+        expected = functional.conv2d(hidden, w3.reshape(1, 8, 1, 1), b3)
+        if depth:
+            near = functional.conv2d(hidden, nearness[0].reshape(1, 8, 1, 1), nearness[1]).sigmoid()
+            expected = expected * near
+            torch.testing.assert_close(found.depth[k], aligned_bilinear(near, 2)[0, 0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.logits[k], aligned_bilinear(expected, 2)[0, 0], rtol=1e-4, atol=1e-4)
     none = Cells(*torch.zeros(2, 0, dtype=torch.int64))
-    assert head(feats, params[:0], locations, none).shape == (0, 16, 24)
+    assert head(feats, params[:0], locations, none).logits.shape == (0, 16, 24)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
