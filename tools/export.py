@@ -48,6 +48,7 @@ def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metric
 
     from mwsis.export.neutral import ExportFacts, export_backbone
     from mwsis.training.config import typed
+    from mwsis.training.evaluate import labels_used
     from mwsis.training.run import load_run
 
     run = typed(restore_config(state["config"]))
@@ -71,6 +72,7 @@ def export_run(state: dict[str, Any], what: str, out: Path, weights: str, metric
         data_fingerprint=state["data_fingerprint"],
         config_hash=hashlib.sha256(state["config"].encode()).hexdigest(),
         seed=run.seed,
+        label_type=labels_used(run),
         point_filter="in point_cloud_range" + (" and in at least one image" if run.data.only_in_image else ""),
         metrics={name: value for name, value in metrics.items() if value is not None},
     )

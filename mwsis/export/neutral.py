@@ -70,9 +70,9 @@ class ExportFacts:
         data_fingerprint: of its content and settings.
         config_hash: of the resolved configuration.
         seed: of the training run.
+        label_type: what the labels were made from, in words (`mwsis.training.evaluate.labels_used`).
         coordinate_frame: axes and origin of x, y, z (KITTI: its velodyne frame, 1.73 m above the ground).
         point_filter: which points the network was trained on.
-        label_type: what the labels were made from.
         metrics: the last evaluation's numbers by name.
         git_commit: of the code that trained, "" unknown.
         notes: anything else, by name.
@@ -87,9 +87,9 @@ class ExportFacts:
     data_fingerprint: str
     config_hash: str
     seed: int
+    label_type: str
     coordinate_frame: str = "vehicle: x forward, y left, z up, origin on the ground under the vehicle"
     point_filter: str = "all points in point_cloud_range"
-    label_type: str = "2D boxes only"
     metrics: Mapping[str, float] = field(default_factory=dict)
     git_commit: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -43,8 +43,9 @@ __all__ = ["CameraRow", "FrameGallery", "Report", "provenance", "write_report"]
 GLOSSARY = {
     "Teacher, student": "The student is trained. The teacher is a running average of its weights; it makes the pseudo "
     "masks and votes the student learns from, and it is what gets exported.",
-    "gt_ (ground truth)": "Given by the data set. Training sees the 2D boxes only; masks, point labels and 3D boxes "
-    "that carry this mark were opened for scoring and for the pictures here, never for training.",
+    "gt_ (ground truth)": "Given by the data set. Training sees the labels that each table names, 2D boxes as a rule; "
+    "masks, point labels and 3D boxes that carry this mark were otherwise opened for scoring and for the pictures here "
+    "only.",
     "pseudo_ (pseudo labels)": "Made by the method itself from the 2D boxes, without a person.",
     "IoU": "Overlap of two sets of pixels or points: their intersection divided by their union. 1 is a perfect match.",
     "Mask AP, Instance AP": "Average precision: the area under the precision–recall curve, averaged over IoU "

@@ -30,6 +30,7 @@ FACTS = ExportFacts(
     data_fingerprint="abc",
     config_hash="def",
     seed=7,
+    label_type="2D boxes only",
     metrics={"lidar/instance_ap": 0.25},
 )
 SHAPE = (25, 32, 32)
