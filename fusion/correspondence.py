@@ -35,6 +35,9 @@ class PointPixelPairs:
     def __len__(self) -> int:
         return len(self.point_index)
 
+    def __getitem__(self, keep: Tensor) -> PointPixelPairs:
+        return PointPixelPairs(self.point_index[keep], self.pixel_uv[keep], self.image_index[keep])
+
 
 def point_pixel_pairs(pixel_uv: Tensor, image_index: Tensor) -> PointPixelPairs:
     """Flatten the projection slots of all points to one row per point and pixel.

@@ -23,8 +23,9 @@ from camera.condinst import MASK_STRIDE
 from camera.context import DenseTarget, MaskContext, TeacherView
 from camera.segmentor import CondInst
 from camera.sources import MaskSource
-from fusion.correspondence import point_pixel_pairs
-from fusion.distillation import camera_to_lidar, class_maps, lidar_to_camera
+from fusion.correspondence import PointPixelPairs, point_pixel_pairs
+from fusion.distillation import border_certainty, camera_to_lidar, class_maps, lidar_to_camera
+from fusion.lidar_depth import unoccluded
 from fusion.ring_correction import correct_by_ring_segment
 from fusion.segmentor import MultimodalSegmentor
 from fusion.vote_history import DEPTH, VoteHistory, correct_labels, votes_from_prob
@@ -63,6 +64,8 @@ class Method:
         correct_votes_from: progress from which agreeing votes override spatial labels.
         votes_agreeing, votes_looked_at: so many of a point's last votes must agree (PVC: 4 of 4).
         correct_segments_of: classes whose labels are made uniform within ring segments (RSC), from the first step.
+        hidden_pairs: points that something nearer hides from the camera take part in the distillation (published).
+        border_reach: cells by which projected points are off; pairs near a mask's border count less (published: 0).
         masks_per_image: mask samples of one image (CondInst: 64).
         semantic: class loss of the points, with its constants bound.
         vote_weight: of the centre votes (MWSIS section 3.7: 1).
@@ -73,6 +76,8 @@ class Method:
     mask_source: MaskSource | None = None
     lidar_to_camera: Ramp | None = None
     camera_to_lidar: Ramp | None = None
+    hidden_pairs: bool = True
+    border_reach: int = 0
     record_votes_from: float | None = None
     correct_votes_from: float = 1.0
     votes_agreeing: int = DEPTH
@@ -225,20 +230,36 @@ class PretrainingStep(nn.Module):
         progress: float,
         losses: dict[str, Tensor],
     ) -> None:
-        pairs = point_pixel_pairs(batch.pixel_uv, batch.image_index)
+        pairs = self._pairs(batch)
         shape = (len(batch.images), self.num_classes)
         weight = self.method.lidar_to_camera(progress) if self.method.lidar_to_camera else 0.0
         if weight > 0 and taught is not None:
             maps, present = class_maps(view.mask_logits.sigmoid(), view.mask_labels, view.mask_images, *shape)
-            loss = lidar_to_camera(pairs, maps, present, MASK_STRIDE, taught.class_prob)
+            certain = self._certainty(pairs, maps)
+            loss = lidar_to_camera(pairs, maps, present, MASK_STRIDE, taught.class_prob, weight=certain)
             losses["camera/from_lidar"] = weight * loss
 
         weight = self.method.camera_to_lidar(progress) if self.method.camera_to_lidar else 0.0
         if weight > 0 and view.target is not None:
             shown = view.target.present
             maps, present = class_maps(view.target.per_gt[shown], view.gt_labels[shown], view.gt_images[shown], *shape)
-            loss = camera_to_lidar(pairs, maps, present, MASK_STRIDE, points.class_logits)
+            certain = self._certainty(pairs, maps)
+            loss = camera_to_lidar(pairs, maps, present, MASK_STRIDE, points.class_logits, weight=certain)
             losses["lidar/from_camera"] = weight * loss
+
+    def _pairs(self, batch: Batch) -> PointPixelPairs:
+        """Return the points and pixels that may teach each other."""
+        pairs = point_pixel_pairs(batch.pixel_uv, batch.image_index)
+        if self.method.hidden_pairs:
+            return pairs
+        assert batch.pixel_depth is not None
+        depth = batch.pixel_depth[batch.image_index >= 0]
+        height, width = (int(side) for side in batch.images.images.shape[-2:])
+        return pairs[unoccluded(pairs, depth, len(batch.images), height, width)]
+
+    def _certainty(self, pairs: PointPixelPairs, maps: Tensor) -> Tensor | None:
+        reach = self.method.border_reach
+        return border_certainty(pairs, maps.detach(), MASK_STRIDE, reach) if reach else None
 
     @torch.no_grad()
     def _teacher_points(self, batch: Batch, progress: float) -> PointOutput | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camera.transforms import ImageGeometry, ResizeFlip, decode_image
+from fusion.lidar_depth import pixel_depth
 from lidar.transforms import RotateScaleFlip
 from mwsis.core.batch import Sample
 from mwsis.core.errors import ConfigError, DataError
@@ -54,6 +55,7 @@ class PairedTransform:
         load_images: ``False`` leaves the images and their boxes out, and the points as they would be with them.
         augment: ``False`` leaves out every draw and loads every camera.
         strong_view: makes of each image the one that the student sees; ``None`` shows both networks the same.
+        with_depth: measure how deep each point lies in the cameras that see it.
         given_masks: what gives training the masks of a frame's boxes; asked by `mwsis.data.dataset.FrameDataset`.
             ``None`` for training from boxes and for evaluation.
 
@@ -72,6 +74,7 @@ class PairedTransform:
     load_images: bool = True
     augment: bool = True
     strong_view: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    with_depth: bool = False
     given_masks: GivenMasks | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +112,7 @@ class PairedTransform:
             geometry.apply_image(_decode(frame.frame_id, view))
             for view, geometry in zip(cameras, geometries, strict=True)
         ]
+        pixels = _move_pixels(frame.pixels[keep], len(frame.cameras), chosen, geometries)
         return Sample(
             frame_index=frame_index,
             frame_id=frame.frame_id,
@@ -116,7 +120,7 @@ class PairedTransform:
             point_feats=frame.points.point_feats[keep],
             point_index=keep,
             ring_segment_id=labels.ring_segment_id[keep],
-            pixels=_move_pixels(frame.pixels[keep], len(frame.cameras), chosen, geometries),
+            pixels=pixels,
             pseudo=labels.pseudo[keep],
             images=tuple(images),
             original_sizes=tuple((view.camera.height, view.camera.width) for view in cameras),
@@ -126,6 +130,7 @@ class PairedTransform:
                 for index, geometry in zip(chosen, geometries, strict=True)
                 if frame.given_masks
             ),
+            pixel_depth=pixel_depth(frame.points.xyz[keep], pixels.camera_index, cameras) if self.with_depth else None,
             strong=tuple(self.strong_view(image, generator) for image in images) if self.strong_view else (),
         )
 

@@ -82,7 +82,7 @@ class ImageBatch:
 class Sample:
     """One frame after augmentation, before batching; ``pixels.camera_index`` counts ``images`` (-1: not among them).
 
-    ``strong`` holds the images in other colours, or nothing.
+    ``strong`` holds the images in other colours, or nothing; ``pixel_depth`` is as in `Batch`.
     """
 
     frame_index: int
@@ -98,6 +98,7 @@ class Sample:
     labels: tuple[Boxes2D, ...]
     masks: tuple[BoxMasks, ...] = ()
     strong: tuple[Tensor, ...] = ()
+    pixel_depth: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,8 @@ class Batch:
         pixel_uv: (N, S, 2) float32, pixels of the resized, flipped image, centres at +0.5.
         image_index: (N, S) int64, index into ``images``, -1 none.
         pseudo: (N,) labels made from the 2D boxes; instance ids unique within a frame.
+        pixel_depth: (N, S) float32, metres from each pixel's camera along its axis, 0 in empty slots; None where no
+            method asks.
     """
 
     frame_index: Tensor
@@ -121,6 +124,7 @@ class Batch:
     pixel_uv: Tensor
     image_index: Tensor
     pseudo: PointLabels
+    pixel_depth: Tensor | None = None
 
 
 def move(value: T, device: torch.device | str) -> T:

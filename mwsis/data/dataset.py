@@ -118,7 +118,16 @@ def collate(samples: list[Sample]) -> Batch:
             torch.cat([sample.pseudo.instance_ids for sample in samples]),
             torch.cat([sample.pseudo.weight for sample in samples]),
         ),
+        pixel_depth=_depths(samples, num_slots),
     )
+
+
+def _depths(samples: list[Sample], num_slots: int) -> Tensor | None:
+    """Return the depths of all samples, filled up with empty slots."""
+    depths = [sample.pixel_depth for sample in samples if sample.pixel_depth is not None]
+    if len(depths) < len(samples):
+        return None
+    return torch.cat([torch.nn.functional.pad(depth, (0, num_slots - depth.shape[1])) for depth in depths])
 
 
 def _links(sample: Sample, num_slots: int) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,7 @@ def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
         load_images=not augment or "camera" in run.method.branches,
         augment=augment,
         strong_view=_strong_view(run) if augment else None,
+        with_depth=augment and not run.method.cscs.hidden_pairs,
         given_masks=given_masks(run) if augment and "camera" in run.method.branches else None,
     )
 
@@ -229,6 +230,8 @@ def build_method(run: RunConfig) -> Method:
         mask_source=instantiated(config.mask_source, "method.mask_source") if config.mask_source else None,
         lidar_to_camera=_ramp(config.lidar_to_camera) if both and config.lidar_to_camera.enabled else None,
         camera_to_lidar=_ramp(config.camera_to_lidar) if both and config.camera_to_lidar.enabled else None,
+        hidden_pairs=config.cscs.hidden_pairs,
+        border_reach=config.cscs.border_reach,
         record_votes_from=config.pvc_record if config.pvc and "lidar" in config.branches else None,
         correct_votes_from=config.pvc_start,
         votes_agreeing=config.pvc_agree,

@@ -117,7 +117,7 @@ class CameraConfig:
     # imagenet | half | caffe: how the backbone's weights want pixels
     pixel_style: str = "imagenet"
     channels: int = 64
-    # weights that a new run starts from, a file of tools/import_weights.py; null = none
+    # weights that a new run starts from, a file of tools/import_weights.py (mmdet, another run); null = none
     weights: str | None = None
     # an mmdet configuration (CondInst, BoxInst) whose modules are the camera branch (extra `mmdet`); null = ours
     mmdet: str | None = None
@@ -195,6 +195,10 @@ class CrossModalConfig:
 
     camera_to_lidar: bool = True
     lidar_to_camera: bool = True
+    # points that something nearer hides from the camera take part (published: true)
+    hidden_pairs: bool = True
+    # cells of 4 px by which projected points may be off: pairs near a mask's border count less (published: 0)
+    border_reach: int = 0
 
 
 @dataclass

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import grid_sample
 
 from fusion.correspondence import PointPixelPairs, point_pixel_pairs
-from fusion.distillation import camera_to_lidar, class_maps, lidar_to_camera
+from fusion.distillation import border_certainty, camera_to_lidar, class_maps, lidar_to_camera
 
 IMAGES, CLASSES, HEIGHT, WIDTH, STRIDE = 3, 3, 6, 8, 4.0
 
@@ -119,3 +119,30 @@ def test_upstream_bug_11_nothing_to_learn_from_gives_a_connected_zero(missing):
     assert not per_gt.grad.any()
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_of_pairs_count_like_repetitions(seed):
+    """A pair of weight 1/2 beside pairs of weight 1 is the same as all others twice."""
+    per_gt, labels, image, pairs, logits = scene(seed)
+    maps, present = class_maps(per_gt, labels, image, IMAGES, CLASSES)
+    half = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)) < 0.5
+    weight = torch.where(half, 0.5, 1.0)[:, None].expand(-1, CLASSES)
+    twice = torch.cat([torch.arange(len(pairs)), (~half).nonzero()[:, 0]])
+    for loss, branch in ((lidar_to_camera, logits.sigmoid()), (camera_to_lidar, logits)):
+        weighted = loss(pairs, maps, present, STRIDE, branch, weight=weight)
+        torch.testing.assert_close(weighted, loss(pairs[twice], maps, present, STRIDE, branch))
+        every = torch.ones(len(pairs), CLASSES)
+        assert torch.equal(
+            loss(pairs, maps, present, STRIDE, branch, weight=every), loss(pairs, maps, present, STRIDE, branch)
+        )
+        assert float(loss(pairs, maps, present, STRIDE, branch, weight=0 * every)) == 0
+
+
+def test_certainty_is_lost_on_borders_only():
+    maps = torch.zeros(1, 1, 12, 12)
+    maps[0, 0, 4:8, 4:8] = 1
+    cells = torch.tensor([[5.5, 1.5], [5.5, 5.5], [5.5, 3.5], [5.5, 4.5], [2.5, 5.5]])
+    pairs = PointPixelPairs(torch.arange(5), cells * STRIDE, torch.zeros(5, dtype=torch.int64))
+    assert border_certainty(pairs, maps, STRIDE, 1)[:, 0].tolist() == [1, 1, 0, 0, 1]
+    assert border_certainty(pairs, maps, STRIDE, 2)[:, 0].tolist() == [1, 0, 0, 0, 0]
