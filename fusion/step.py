@@ -196,6 +196,7 @@ class PretrainingStep(nn.Module):
             frame = batch.points.batch_index
             context = replace(context, points=object_points(self._pairs(batch), frame, batch.pseudo, positives))
         for name, weighted in self.method.camera_terms.items():
+            assert f"camera/{name}" not in losses
             weight = weighted.schedule(progress)
             if weight > 0 and not (weighted.needs_target and context.target is None):
                 losses[f"camera/{name}"] = weight * weighted.term(context)

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 CAMERA_SEED, LIDAR_SEED = 1, 2
+OTHER_LOSSES = ("classification", "box", "centerness", "from_lidar")
+"""Of the camera branch, beside its terms."""
 REMEDIES = {
     "target": "pseudo masks; give method.mask_source",
     "ema_teacher": "a teacher of its own; set method.ema=true",
@@ -220,6 +222,10 @@ def build_method(run: RunConfig) -> Method:
     """
     segment_classes = ring_classes(run)
     config = run.method
+    if taken := sorted(set(config.camera_terms) & set(OTHER_LOSSES)):
+        raise ConfigError(
+            f"method.camera_terms.{taken[0]}: a loss of that name exists already; name the term otherwise"
+        )
     both = "camera" in config.branches and "lidar" in config.branches
     terms = {
         name: WeightedTerm(instantiated(term.term, f"method.camera_terms.{name}"), _ramp(term))

@@ -24,7 +24,7 @@ RECIPES = {
     "mwsis_camera": (PositiveAggregation, {"projection", "pairwise", "ipg"}),
     "boxteacher": (MatchedDetections, {"projection", "pairwise", "pseudo_mask", "mask_affinity"}),
     "full": (OfflineMasks, {"projection", "masks"}),
-    "boxfill": (BoxFill, {"projection", "box"}),
+    "boxfill": (BoxFill, {"projection", "filled"}),
 }
 
 
@@ -91,7 +91,7 @@ def test_odd_batches_give_finite_losses_and_gradients(compose_tiny, recipe, odd)
             ["method=boxteacher", "method.ema=false"],
             r"\(MatchedDetections\) needs a teacher of its own; set method.ema",
         ),
-        (["method=boxfill", "method.mask_source=null"], r"camera_terms.box \(PseudoMask\) needs pseudo masks; give"),
+        (["method=boxfill", "method.mask_source=null"], r"camera_terms.filled \(PseudoMask\) needs pseudo masks; give"),
         (["method=full", "data.masks=/nowhere.json"], r"data.masks=/nowhere.json: cannot be read"),
     ],
 )
@@ -101,6 +101,14 @@ def test_what_nothing_provides_is_refused_before_training(compose_tiny, override
         with pytest.raises((ConfigError, DataError), match=said):
             refused(run)
     build_transform(run, augment=False)  # evaluation needs none of it
+
+
+def test_a_term_cannot_take_the_place_of_another_loss(compose_tiny):
+    """The lower bound once named its term `box`, and trained without the boxes' own loss."""
+    run = compose_tiny("method=boxinst")
+    run.method.camera_terms["box"] = run.method.camera_terms["projection"]
+    with pytest.raises(ConfigError, match=r"method.camera_terms.box: a loss of that name exists already"):
+        build_method(run)
 
 
 def test_unneeded_sources_are_not_held_against_a_run(compose_tiny):
