@@ -6,12 +6,14 @@ import torch
 
 from camera.context import DenseTarget, MaskContext
 from camera.fcos import Cells, Positives
+from camera.refinement import ColorRefinement
 from camera.sources import (
     BoxFill,
     Compose,
     MatchedDetections,
     OfflineMasks,
     PositiveAggregation,
+    Refined,
     match_greedily,
 )
 from mwsis.core.batch import ImageBatch
@@ -212,3 +214,40 @@ def test_sources_without_objects():
             target = source.propose(context)
             assert target.per_gt.shape == (len(context.gt_boxes), 8, 16)
             assert torch.isfinite(target.weight).all()
+
+
+class Disc:
+    """A blurred disc around the middle of each box, nothing of the last object."""
+
+    needs = frozenset({"teacher"})
+
+    def propose(self, ctx):
+        rows = torch.arange(ctx.map_size[0])[:, None] * 4 + 2.0
+        cols = torch.arange(ctx.map_size[1])[None] * 4 + 2.0
+        x, y = ((ctx.gt_boxes[:, axis] + ctx.gt_boxes[:, axis + 2])[:, None, None] / 2 for axis in (0, 1))
+        per_gt = (-((cols - x) ** 2 + (rows - y) ** 2) / 400).exp() * 0.9
+        present = torch.arange(len(per_gt)) < len(per_gt) - 1
+        return DenseTarget(per_gt * present[:, None, None], present, present * 0.5)
+
+
+def test_refined_masks_follow_colours_and_stay_in_their_box():
+    """A red square whose box is known: a disc becomes the square; the other image and absent masks are left alone."""
+    image = torch.full((2, 3, 64, 64), 120, dtype=torch.uint8)
+    image[0, :, 16:48, 16:48] = torch.tensor([200, 30, 30], dtype=torch.uint8)[:, None, None]
+    boxes = torch.tensor([[16.0, 16.0, 48.0, 48.0], [8.0, 8.0, 40.0, 40.0]])
+    labels = [Boxes2D(box[None], torch.tensor([0]), torch.tensor([False])) for box in boxes]
+    sizes = torch.tensor([[64, 64]] * 2)
+    objects = SimpleNamespace(gt_boxes=boxes, gt_labels=torch.tensor([0, 0]), gt_image=torch.tensor([0, 1]), num_gt=2)
+    ctx = MaskContext(torch.zeros(0, 16, 16), objects, ImageBatch(image, sizes, sizes, tuple(labels)))
+    source = Refined(Disc())
+    assert source.needs == {"teacher", "images"}
+    target = source.propose(ctx)
+    square = torch.zeros(16, 16, dtype=torch.bool)
+    square[4:12, 4:12] = True
+    assert ((Disc().propose(ctx).per_gt[0] > 0.5) != square).sum() > 10
+    assert torch.equal(target.per_gt[0] > 0.5, square)
+    assert not target.per_gt[1].any()
+    assert target.present.tolist() == [True, False]
+    assert target.weight.tolist() == [0.5, 0.0]
+    with pytest.raises(ConfigError, match="cell=4, got 1"):
+        Refined(Disc(), ColorRefinement(cell=1))
