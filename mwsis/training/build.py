@@ -14,6 +14,7 @@ from torch import nn
 from camera.mmdet_segmentor import build_mmdet
 from camera.mmdet_weights import load_camera_weights
 from camera.segmentor import CondInst, build_condinst
+from camera.sources import MaskSource, Refined
 from camera.transforms import ResizeFlip
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import Method, WeightedTerm
@@ -25,7 +26,7 @@ from mwsis.core import segment_ops
 from mwsis.core.errors import ConfigError
 from mwsis.core.schedule import EMADecay, Ramp
 from mwsis.data.given_masks import GivenMasks, MaskFile, TrueMasks
-from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, RunConfig, TermConfig, instantiated
+from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, MethodConfig, RunConfig, TermConfig, instantiated
 from mwsis.training.prepare import ring_classes
 
 __all__ = [
@@ -234,7 +235,7 @@ def build_method(run: RunConfig) -> Method:
     }
     return Method(
         camera_terms=terms if "camera" in config.branches else {},
-        mask_source=instantiated(config.mask_source, "method.mask_source") if config.mask_source else None,
+        mask_source=_mask_source(config),
         lidar_to_camera=_ramp(config.lidar_to_camera) if both and config.lidar_to_camera.enabled else None,
         camera_to_lidar=_ramp(config.camera_to_lidar) if both and config.camera_to_lidar.enabled else None,
         hidden_pairs=config.cscs.hidden_pairs,
@@ -255,6 +256,13 @@ def build_method(run: RunConfig) -> Method:
         vote_weight=run.lidar.vote_weight,
         ema_decay=EMADecay(_ema_maximum(run), config.ema_ramp) if config.ema else None,
     )
+
+
+def _mask_source(config: MethodConfig) -> MaskSource | None:
+    if not config.mask_source:
+        return None
+    source: MaskSource = instantiated(config.mask_source, "method.mask_source")
+    return Refined(source) if config.refine_masks else source
 
 
 def optim_settings(run: RunConfig) -> dict[str, BranchOptimConfig]:

@@ -240,6 +240,8 @@ class MethodConfig:
     strong_view: Any = None
     # `_target_` of the source of camera pseudo masks (camera.sources)
     mask_source: Any = None
+    # sharpen these masks by colours within the boxes (camera.sources.Refined; published: false)
+    refine_masks: bool = False
     camera_terms: dict[str, TermConfig] = field(default_factory=dict)
     lidar_to_camera: TermConfig = field(default_factory=TermConfig)
     camera_to_lidar: TermConfig = field(default_factory=TermConfig)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from camera.sources import BoxFill, MatchedDetections, OfflineMasks, PositiveAggregation
+from camera.sources import BoxFill, MatchedDetections, OfflineMasks, PositiveAggregation, Refined
 from fusion.step import PretrainingStep
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.frame import BoxMasks
@@ -101,6 +101,13 @@ def test_what_nothing_provides_is_refused_before_training(compose_tiny, override
         with pytest.raises((ConfigError, DataError), match=said):
             refused(run)
     build_transform(run, augment=False)  # evaluation needs none of it
+
+
+def test_pseudo_masks_are_refined_on_request(compose_tiny):
+    assert isinstance(build_method(compose_tiny("method=mwsis_camera")).mask_source, PositiveAggregation)
+    refined = build_method(compose_tiny("method=mwsis_camera", "method.refine_masks=true")).mask_source
+    assert isinstance(refined, Refined)
+    assert isinstance(refined.source, PositiveAggregation)
 
 
 def test_a_term_cannot_take_the_place_of_another_loss(compose_tiny):
