@@ -26,7 +26,15 @@ from mwsis.core import segment_ops
 from mwsis.core.errors import ConfigError
 from mwsis.core.schedule import EMADecay, Ramp
 from mwsis.data.given_masks import GivenMasks, MaskFile, TrueMasks
-from mwsis.training.config import BRANCHES, NETWORKS, BranchOptimConfig, MethodConfig, RunConfig, TermConfig, instantiated
+from mwsis.training.config import (
+    BRANCHES,
+    NETWORKS,
+    BranchOptimConfig,
+    MethodConfig,
+    RunConfig,
+    TermConfig,
+    instantiated,
+)
 from mwsis.training.prepare import ring_classes
 
 __all__ = [
