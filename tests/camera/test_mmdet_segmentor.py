@@ -13,7 +13,13 @@ from camera.mmdet_weights import compare_mmdet, from_mmdet, to_mmdet
 from camera.segmentor import build_condinst
 from camera.sources import PositiveAggregation
 from camera.terms import MaskContext, Pairwise, Projection, PseudoMask
+from fusion.step import PretrainingStep
+from mwsis.core.batch import Batch, PointBatch
 from mwsis.core.errors import ConfigError
+from mwsis.core.instances import PointLabels
+from mwsis.training.build import build_method, build_segmentor, check_start, check_training
+from mwsis.training.commands import compose_run
+from mwsis.training.config import typed
 from tests.camera.mmdet_models import SETTINGS, config_text, randomise, scenes
 
 INSTALLED = importlib.util.find_spec("mmdet") is not None
@@ -243,3 +249,28 @@ def test_operators_without_mmcvs_compiled_code():
     assert mmcv_nms(boxes, scores, 0.45, offset=1)[1].tolist() == [1, 2]  # 50 / 100
     with pytest.raises(ConfigError, match="needs mmcv's operator 'deform_conv_forward'"):
         DeformConv2dPack(4, 4, 3, padding=1)(torch.zeros(1, 4, 8, 8))
+
+
+@with_mmdet
+@pytest.mark.parametrize("recipe", ["boxteacher", "mwsis_camera"])
+def test_a_recipe_trains_an_mmdet_network(tmp_path, recipe):
+    """The setting `camera.mmdet`: student, EMA teacher and every term of the recipe, one step with a gradient."""
+    (tmp_path / "config.py").write_text(config_text())
+    run = typed(compose_run(["experiment=smoke", f"method={recipe}", f"camera.mmdet={tmp_path / 'config.py'}"]))
+    check_training(run)
+    check_start(run, 4)
+    step = PretrainingStep(build_segmentor(run, 4), build_method(run), 4).train()
+    none = torch.zeros(0, dtype=torch.int64)
+    points = PointBatch(torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(2, dtype=torch.int64), none, none)
+    slots = torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.int64)
+    batch = Batch(torch.zeros(1, dtype=torch.int64), ("f",), points, scenes(), *slots, PointLabels(none, none))
+    losses = step.losses(batch, 0.95)
+    assert {f"camera/{name}" for name in step.method.camera_terms} < set(losses)
+    sum(losses.values()).backward()
+    assert all(bool(torch.isfinite(value.grad).all()) for value in step.student.parameters() if value.grad is not None)
+    before = copy.deepcopy(step.teacher.state_dict())
+    with torch.no_grad():
+        for value in step.student.parameters():
+            value.add_(0.01)
+    step.update_teacher(0.95)
+    assert any(not value.equal(before[name]) for name, value in step.teacher.state_dict().items())
