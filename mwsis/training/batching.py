@@ -29,9 +29,10 @@ def collate_padded(samples: list[Sample], size: Sequence[int]) -> Batch:
     if height > size[0] or width > size[1]:
         raise ConfigError(f"data.pad_to: expected at least [{height}, {width}] for these images, got {list(size)}")
     margin = (0, size[1] - width, 0, size[0] - height)
-    padded = {
-        name: functional.pad(maps, margin)
-        for name in ("images", "strong")
-        if (maps := getattr(batch.images, name)) is not None
-    }
-    return replace(batch, images=replace(batch.images, **padded))
+    images, strong = batch.images.images, batch.images.strong
+    padded = replace(
+        batch.images,
+        images=functional.pad(images, margin),
+        strong=None if strong is None else functional.pad(strong, margin),
+    )
+    return replace(batch, images=padded)

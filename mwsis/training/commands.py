@@ -190,7 +190,8 @@ def _given_key(fragment: str, overrides: list[str]) -> str:
 
 
 def _groups() -> list[str]:
-    return [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+    ladders = "ladder"  # lists of runs (tools/ablate.py), not a choice within one
+    return [path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name != ladders]
 
 
 def _known_keys() -> list[str]:

@@ -85,6 +85,10 @@ class DataConfig:
     masks: str | None = None
     # training frames, evenly spread, on which the quality of the labels is measured; null = all
     quality_frames: int | None = None
+    # digest of the frames of both splits (mwsis.data.content) and what made them, for benchmarks: others are refused;
+    # null = any frames
+    expected_content: str | None = None
+    expected_made_by: str | None = None
 
 
 @dataclass
@@ -254,6 +258,11 @@ class TrainerConfig:
     max_steps: int = MISSING
     # of all processes together
     frames_per_step: int = 1
+    # equal parts that these are run in, one after the other, with one optimiser step; close to one part but not the
+    # same: losses are averaged within each part, then over the parts, and batch norms see one part at a time
+    accumulate: int = 1
+    # steps whose losses or gradients are not finite change nothing; more than so many in a run end it
+    max_skipped_steps: int = 20
     # the LiDAR branch trains on every k-th step (published: 1); a CPU spends what that saves on images
     lidar_every: int = 1
     accelerator: str = "auto"
@@ -312,6 +321,7 @@ def typed(config: DictConfig) -> RunConfig:
     for name, value in (
         ("trainer.max_steps", run.trainer.max_steps),
         ("trainer.frames_per_step", run.trainer.frames_per_step),
+        ("trainer.accumulate", run.trainer.accumulate),
         ("trainer.lidar_every", run.trainer.lidar_every),
         ("trainer.checkpoint_every", run.trainer.checkpoint_every),
         ("trainer.log_every", run.trainer.log_every),
@@ -320,11 +330,13 @@ def typed(config: DictConfig) -> RunConfig:
     ):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
-    num_processes = run.trainer.devices * run.trainer.nodes
-    if run.trainer.frames_per_step % num_processes:
+    if run.trainer.max_skipped_steps < 0:
+        raise ConfigError(f"trainer.max_skipped_steps: expected at least 0, got {run.trainer.max_skipped_steps}")
+    shares = run.trainer.devices * run.trainer.nodes * run.trainer.accumulate
+    if run.trainer.frames_per_step % shares:
         raise ConfigError(
-            f"trainer.frames_per_step: expected a multiple of trainer.devices x trainer.nodes ({num_processes}), got "
-            f"{run.trainer.frames_per_step}"
+            "trainer.frames_per_step: expected a multiple of trainer.devices x trainer.nodes x trainer.accumulate "
+            f"({shares}), got {run.trainer.frames_per_step}"
         )
     if run.trainer.precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision: expected one of {list(PRECISIONS)}, got {run.trainer.precision}")

@@ -19,14 +19,15 @@ from hydra.utils import get_class
 
 from fusion.default_labels import DEFAULT
 from fusion.label_methods import LABEL_METHODS
-from mwsis.core.errors import ConfigError, closest_name
+from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import Frame
+from mwsis.data.content import content_digest
 from mwsis.data.conversion import Labelling, SplitPlan, convert, jobs_of, plan_split
 from mwsis.data.label_cache import FrameLabels, LabelCache
 from mwsis.data.source import Source
 from mwsis.data.store import FrameStore
 from mwsis.data.workers import worker_pool
-from mwsis.training.config import MethodConfig, RunConfig, instantiated
+from mwsis.training.config import DataConfig, MethodConfig, RunConfig, instantiated
 
 __all__ = [
     "Prepared",
@@ -104,7 +105,7 @@ def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared
     """Build or reopen the frame stores and the spatial labels of both splits.
 
     Raises:
-        DataError: a frame cannot be read.
+        DataError: a frame cannot be read, or the frames are not those that the configuration expects.
     """
     plans = plan_run(run, source)
     if not all(plan.is_complete() for plan in plans):
@@ -112,7 +113,19 @@ def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared
             jobs = jobs_of(source, plans, labelling_of(run).labeller, pool)
             convert(jobs, plans, pool, partial(on_progress, "frames"), strict=True)
     splits = [Split(FrameStore(plan.frames.root), LabelCache(plan.labels.root)) for plan in plans]
+    if run.data.expected_content is not None:
+        _check_content(run.data, splits)
     return Prepared(source, *splits)
+
+
+def _check_content(config: DataConfig, splits: list[Split]) -> None:
+    found = content_digest(split.frames for split in splits)
+    if found != config.expected_content:
+        raise DataError(
+            f"data.expected_content: expected frames with content {config.expected_content}, as made by "
+            f"{config.expected_made_by}, got {found}; use that version with the unchanged data settings, or set "
+            "data.expected_content=null and compare with no published score"
+        )
 
 
 def plan_run(run: RunConfig, source: Source) -> list[SplitPlan]:
