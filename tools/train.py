@@ -4,7 +4,8 @@
     uv run tools/train.py method=frustum seed=1              another method (configs/method), another seed
     uv run tools/train.py experiment=kitti_mini data.root=D  a KITTI folder
     uv run tools/train.py experiment=mwsis_waymo data.root=D  the paper's run; trainer=ddp for several GPUs, or slurm
-    uv run tools/train.py resume=RUN                         continue a run that was interrupted (ctrl-C saves first)
+    uv run tools/train.py resume=RUN                         continue a run that was interrupted (ctrl-C saves first);
+                                                             trainer.devices, nodes, workers, accelerator may change
 
 Settings are key=value; files in configs/ hold the defaults of each group:
     data=street|kitti|coco  method=mwsis|boxinst|boxteacher|frustum|...  camera=...  lidar=...
@@ -12,7 +13,8 @@ Settings are key=value; files in configs/ hold the defaults of each group:
     seed=0  out=DIR  trainer.max_steps=N  method.ipg=false  method.pvc=false  method.cscs.camera_to_lidar=false  ...
 
 The run folder holds config.yaml, metrics.json, report.html, losses.csv, checkpoints/last.ckpt and export/.
-Exit code: 0 done, 2 wrong input (one sentence says what), 130 interrupted (resume continues).
+Exit code: 0 done, 2 wrong input, 3 stopped by a full disk, a lost process or losses that are not finite (either way one
+sentence says what), 130 interrupted (resume continues).
 """
 
 from __future__ import annotations
@@ -25,34 +27,46 @@ from mwsis.core.errors import ConfigError
 from mwsis.training.commands import compose_run, print_scores, progress_line, run_command
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from mwsis.training.config import RunConfig
     from mwsis.training.folder import RunFolder
     from mwsis.training.prepare import Prepared
+
+EXIT_STOPPED = 3
+MAY_CHANGE = ("trainer.devices", "trainer.nodes", "trainer.workers", "trainer.accelerator")
+"""Settings that may be given beside ``resume=``: on what it runs, not what comes out."""
 
 
 def main(arguments: list[str]) -> None:
     """Compose, prepare, train, evaluate, export, report."""
     config = compose_run(arguments)
-    if config.resume is not None and any(not argument.startswith("resume=") for argument in arguments):
-        raise ConfigError("resume=... takes every setting from the run's config.yaml; remove the other arguments")
 
     from mwsis.training import launch
     from mwsis.training.folder import open_run
 
     began = time.monotonic()
     run, folder = open_run(config)
+    if config.resume is not None:
+        run = on_this_machine(run, config, arguments)
     if run.trainer.slurm:
         launch.adopt_slurm()
     if launch.starts_processes(run.trainer):
         place = [] if run.out or config.resume else [f"out={folder.root}"]
-        raise SystemExit(launch.run_processes([sys.executable, *sys.orig_argv[1:], *place], run.trainer.devices))
+        command = [sys.executable, *sys.orig_argv[1:], *place]
+        raise SystemExit(launch.run_processes(command, run.trainer.devices, str(folder.root)))
     launch.join(run.trainer)
     folder = launch.agreed(folder)
     prepared = prepare_run(run, folder)
 
     from mwsis.training.run import train
 
-    complete = train(run, folder, prepared)
+    try:
+        complete = train(run, folder, prepared)
+    except launch.RunStopped as stopped:
+        if str(stopped):
+            print(f"\nerror: {stopped}", file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED) from None
     launch.leave()
     if not launch.is_first():
         return
@@ -61,6 +75,26 @@ def main(arguments: list[str]) -> None:
         raise KeyboardInterrupt
     finish(run, folder, prepared, began)
     print(f"run: {folder.root}")
+
+
+def on_this_machine(run: RunConfig, asked: DictConfig, arguments: list[str]) -> RunConfig:
+    """Return the configuration of a resumed run with what was asked for its processes; the result is to be the same.
+
+    Raises:
+        ConfigError: an argument is about something else.
+    """
+    from omegaconf import OmegaConf
+
+    from mwsis.training.config import typed
+
+    config = OmegaConf.structured(run)
+    for key in {argument.partition("=")[0] for argument in arguments} - {"resume"}:
+        if key not in MAY_CHANGE:
+            raise ConfigError(
+                f"resume=... takes every setting but {', '.join(MAY_CHANGE)} from the run's config.yaml; remove {key}"
+            )
+        OmegaConf.update(config, key, OmegaConf.select(asked, key))
+    return typed(config)
 
 
 def prepare_run(run: RunConfig, folder: RunFolder) -> Prepared:
@@ -104,6 +138,7 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
         draw_frame(found, bounds, names, split=run.data.val_split, predicted_by=network)
         for found in shown[: run.trainer.report_frames]
     ]
+    metrics["skipped_steps"] = state.get("skipped_steps", 0)  # none in checkpoints from before they were counted
     metrics["wall_s"] = round(time.monotonic() - began, 1)
     write_json(folder.metrics, metrics)
     report = Report(

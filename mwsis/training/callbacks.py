@@ -28,8 +28,9 @@ __all__ = ["LossLog", "SaveAndStop", "read_losses"]
 class SaveAndStop(Callback):
     """Saves the run; an interrupt saves after the step in progress and stops.
 
-    Of several processes the first one saves, and all stop after the same step, whichever was interrupted. SIGUSR1 also
-    asks Slurm to start the job again. (Lightning's own requeueing saves in the middle of a step, and not the votes.)
+    Of several processes the first one saves, and all stop after the same step, whichever was interrupted; one whose
+    starter is gone counts as interrupted. SIGUSR1 also asks Slurm to start the job again. (Lightning's own requeueing
+    saves in the middle of a step, and not the votes.)
 
     Args:
         path: checkpoint file, replaced each time.
@@ -56,7 +57,7 @@ class SaveAndStop(Callback):
     ) -> None:
         assert isinstance(pl_module, PretrainingModule)
         done = pl_module.steps_done
-        stop = not everywhere(not self.interrupted)
+        stop = not everywhere(not (self.interrupted or launch.is_orphan()))
         if stop or done % self.every == 0 or done == pl_module.max_steps:
             with launch.in_turns():
                 self._save(pl_module)
@@ -69,7 +70,8 @@ class SaveAndStop(Callback):
     def _save(self, module: PretrainingModule) -> None:
         votes = module.step.vote_history
         if launch.is_first():
-            checkpoint.save(self.path, module.step, module.branch_optimisers, module.steps_done, self.facts)
+            counts = {"global_step": module.steps_done, "skipped_steps": module.skipped_steps}
+            checkpoint.save(self.path, module.step, module.branch_optimisers, counts, self.facts)
         elif votes is not None:
             votes.commit(write=launch.is_first_of_node())
 
@@ -86,7 +88,7 @@ class SaveAndStop(Callback):
 
 
 class LossLog(Callback):
-    """Writes every loss to ``losses.csv`` (step, name, value) and to TensorBoard.
+    """Writes every loss to ``losses.csv`` (step, name, value) and to TensorBoard, and every skipped step.
 
     Rows at or after the step a run is resumed from are dropped first, so the file reads as if never interrupted.
     """
@@ -104,7 +106,7 @@ class LossLog(Callback):
     ) -> None:
         assert isinstance(pl_module, PretrainingModule)
         step = pl_module.steps_done - 1
-        if step % self.every:
+        if step % self.every and "skipped" not in outputs:
             return
         rows = [(step, name, float(value)) for name, value in outputs.items()]
         with open(self.path, "a", newline="", encoding="utf-8") as file:

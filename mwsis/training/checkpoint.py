@@ -1,12 +1,13 @@
 """Checkpoints that resume exactly: weights, teacher, optimisers, vote overlay, step and configuration in one file.
 
 Everything random in training is a pure function of (seed, step), so nothing else needs saving. Files hold tensors and
-plain values only and are read with ``weights_only=True``.
+plain values only and are read with ``weights_only=True``. A disk without room for one ends the run and keeps the last.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fusion.step import PretrainingStep
 from mwsis.core.errors import WeightMismatchError
 from mwsis.core.files import atomic_write
 from mwsis.core.weights import load_weights, read_checkpoint
+from mwsis.training.launch import RunStopped
 
 __all__ = ["FORMAT", "read_run_checkpoint", "restore", "save"]
 
@@ -24,7 +26,7 @@ FORMAT = "mwsis-run-1"
 
 
 def save(
-    path: Path, step: PretrainingStep, optimisers: dict[str, Optimizer], global_step: int, facts: dict[str, Any]
+    path: Path, step: PretrainingStep, optimisers: dict[str, Optimizer], counts: dict[str, int], facts: dict[str, Any]
 ) -> None:
     """Write a checkpoint and only then let the vote history forget how to undo.
 
@@ -32,21 +34,36 @@ def save(
         path: replaced in one move; a full disk keeps the previous file.
         step: student, teacher, vote history.
         optimisers: by branch.
-        global_step: optimiser steps done.
+        counts: ``global_step`` and ``skipped_steps``, optimiser steps done and those among them that changed nothing.
         facts: plain values that describe the run, ``config`` (YAML) among them.
+
+    Raises:
+        RunStopped: the file cannot be written.
     """
     votes = step.vote_history.state_dict() if step.vote_history is not None else {}
     state = {
         "format": FORMAT,
-        "global_step": global_step,
+        **counts,
         "model": step.state_dict(),
         "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
         "votes": votes,
         **facts,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
+    try:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # torch covers a full disk with an error of its own
+            cause = cause.__context__
+        if cause is None:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise RunStopped(
+            f"{path}: the checkpoint of step {counts['global_step']} was not written ({cause.strerror}, "
+            f"{free / 1e9:.3g} GB free), and what was there before is kept; make room, then continue with "
+            f"resume={path.parent.parent}"
+        ) from error
     if step.vote_history is not None:
         step.vote_history.commit()
 

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from mwsis.training.config import TrainerConfig
 
 __all__ = [
+    "RunStopped",
     "adopt_slurm",
     "agreed",
     "in_turns",
     "is_first",
     "is_first_of_node",
+    "is_orphan",
     "join",
     "leave",
     "requeue",
@@ -46,7 +48,16 @@ GRACE_S = 60.0
 """What the other processes get to end after one failed, seconds."""
 LONGEST_WAIT = timedelta(days=7)
 """For the first process to read a data set, while the others wait."""
+STARTER = "MWSIS_STARTER"
+"""Environment variable: the process that started this one and watches it, where `run_processes` did."""
 _waiting_room: Any = None
+
+
+class RunStopped(Exception):
+    """The run cannot go on, though its settings were in order; ``str(error)`` is a sentence on why and what next.
+
+    Empty where another process of the run says it.
+    """
 
 
 def starts_processes(trainer: TrainerConfig) -> bool:
@@ -96,20 +107,26 @@ def is_first_of_node() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
-def run_processes(command: list[str], num_processes: int) -> int:
+def is_orphan() -> bool:
+    """Return whether the process that watched over this one is gone; without one nobody would pass on an interrupt."""
+    return STARTER in os.environ and os.getppid() != int(os.environ[STARTER])
+
+
+def run_processes(command: list[str], num_processes: int, resume: str = "RUN") -> int:
     """Run a command once per device of this machine until all have ended.
 
-    An interrupt is passed on once to each; when one fails, the others are ended.
+    An interrupt is passed on once to each; when one fails, the others are ended; when one was killed, that is said.
 
     Args:
         command: started ``num_processes`` times.
         num_processes: they find their place in RANK, LOCAL_RANK and WORLD_SIZE.
+        resume: run folder, for the sentence that says how to go on.
 
     Returns:
-        0, or the exit code of the first that failed.
+        0, or the exit code of the first that failed; 128 + its number for a signal.
     """
     shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    shared |= {"NODE_RANK": "0"}
+    shared |= {"NODE_RANK": "0", STARTER: str(os.getpid())}
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
     # In sessions of their own, so that ctrl-C reaches them once: through here.
     processes = [
@@ -122,21 +139,30 @@ def run_processes(command: list[str], num_processes: int) -> int:
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _wait(processes)
+        rank, code = _wait(processes)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if code >= 0:
+        return code
+    name, memory = signal.Signals(-code).name, "if memory ran out, lower trainer.workers; " * (code == -signal.SIGKILL)
+    sys.stderr.write(
+        f"error: process {rank} of {num_processes} (counted from 0) was killed by signal {-code} ({name}); {memory}"
+        f"continue with resume={resume}\n"
+    )
+    return 128 - code
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+def _wait(processes: list[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Return rank and exit code of the first process that failed, minus its number for a signal; or of process 0."""
     while True:
         codes = [process.poll() for process in processes]
-        failed = [code for code in codes if code]
+        failed = [(rank, code) for rank, code in enumerate(codes) if code]
         if failed:
             _end(processes)
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
+            return min(failed, key=lambda one: one[1] > 0)  # one that was killed: others then fail because of it
         if None not in codes:
-            return 0
+            return 0, 0
         time.sleep(0.1)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from mwsis.core.errors import ConfigError
 from mwsis.core.schedule import one_cycle
 from mwsis.training.config import BranchOptimConfig
 
-__all__ = ["build_optimiser", "clip_gradients", "set_learning_rate"]
+__all__ = ["build_optimiser", "clip_gradients", "largest_gradient", "set_learning_rate"]
 
 
 def build_optimiser(module: nn.Module, config: BranchOptimConfig) -> Optimizer:
@@ -39,3 +39,9 @@ def clip_gradients(module: nn.Module, config: BranchOptimConfig) -> None:
     """Clip the L2 norm of one branch's gradients (MWSIS: LiDAR at 10, camera not)."""
     if config.clip_norm > 0:
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
+
+
+def largest_gradient(module: nn.Module) -> Tensor:
+    """Return the largest absolute value among a module's gradients, a scalar; NaN if any is, 0 without gradients."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))

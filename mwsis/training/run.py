@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from torch.utils.data import DataLoader
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import PretrainingStep
 from fusion.vote_history import VoteHistory
+from mwsis.core.batch import Batch, Sample
 from mwsis.core.distributed import num_processes, process_rank, share_batch_norms, share_state
 from mwsis.core.files import atomic_write
 from mwsis.data.dataset import FrameDataset, collate
@@ -45,39 +49,51 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
 
     Returns:
         True when the run is complete, False when it was interrupted and can be resumed.
+
+    Raises:
+        RunStopped: the machine, or losses that are not finite, ended it.
     """
     torch.manual_seed(run.seed)
     # Makes CPU threads add in one order; without it a resumed run could differ in the last bit.
     torch.use_deterministic_algorithms(run.trainer.accelerator == "cpu")
     # The fill of new memory that comes with it is a debugging aid and costs a fifth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    config_yaml = OmegaConf.to_yaml(OmegaConf.structured(run))
     with launch.in_turns():
         if launch.is_first() and not folder.config.exists():
             with atomic_write(folder.config) as temporary:
-                temporary.write_text(config_yaml, encoding="utf-8")
+                temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)), encoding="utf-8")
         step, state = _restored_step(run, prepared, folder)
-    start_step = state["global_step"] if state else 0
+    module = PretrainingModule(step, build.optim_settings(run), run.trainer, state)
+    start_step = module.start_step
     if start_step >= run.trainer.max_steps:
         return True
     if run.trainer.shared_norms:
         share_batch_norms(step.student)
-    module = PretrainingModule(
-        step,
-        build.optim_settings(run),
-        run.trainer.max_steps,
-        run.trainer.lidar_every,
-        start_step,
-        state["optimisers"] if state else None,
-    )
     facts = {
-        "config": config_yaml,
+        "config": folder.config.read_text(encoding="utf-8"),  # as it was begun, whatever it is resumed on
         "class_names": list(prepared.source.class_names),
         "data_fingerprint": prepared.source.fingerprint(),
     }
     save_and_stop = SaveAndStop(folder.checkpoint, run.trainer.checkpoint_every, facts, run.trainer.slurm)
-    _trainer(run, folder, start_step, save_and_stop).fit(module, _loader(run, prepared.train, start_step))
+    with _faults_explained(run.trainer.workers, folder):
+        _trainer(run, folder, start_step, save_and_stop).fit(module, _loader(run, prepared.train, start_step))
     return not save_and_stop.interrupted
+
+
+@contextmanager
+def _faults_explained(workers: int, folder: RunFolder) -> Iterator[None]:
+    """Say in a sentence what a machine can do to a run in training; other errors pass as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        if text.startswith("DataLoader worker (pid"):
+            what = f"a process that loads frames ended ({text}); if memory ran out, lower trainer.workers={workers}"
+        elif isinstance(error, torch.distributed.DistError) or "gloo/" in text:
+            what = f"process {process_rank()} lost another one, which ended or cannot be reached ({text})"
+        else:
+            raise
+        raise launch.RunStopped(f"{what}; continue with resume={folder.root}") from error
 
 
 def _restored_step(
@@ -130,19 +146,31 @@ def load_run(
 
 
 def _loader(run: RunConfig, split: Split, start_step: int) -> DataLoader[Any]:
-    frames_per_step, shares = run.trainer.frames_per_step, num_processes()
+    frames_per_step, shares, num_parts = run.trainer.frames_per_step, num_processes(), run.trainer.accumulate
     samples = FrameDataset(split.frames, split.labels, build.build_transform(run, augment=True), run.seed)
     positions = run.trainer.max_steps * frames_per_step
     sampler = ResumableSampler(len(samples), positions, run.seed, start_step * frames_per_step, process_rank(), shares)
+    join = partial(collate_padded, size=tuple(run.data.pad_to)) if run.data.pad_to else collate
     return DataLoader(
         samples,
         batch_size=frames_per_step // shares,
         sampler=sampler,
         num_workers=run.trainer.workers,
-        collate_fn=partial(collate_padded, size=(run.data.pad_to[0], run.data.pad_to[1]))
-        if run.data.pad_to
-        else collate,
+        collate_fn=partial(_in_parts, num_parts=num_parts, join=join),
+        worker_init_fn=_leave_signals_alone,
     )
+
+
+def _in_parts(samples: list[Sample], num_parts: int, join: Callable[[list[Sample]], Batch]) -> list[Batch]:
+    """Return the batches of one step, in the order of the samples."""
+    size = len(samples) // num_parts
+    return [join(samples[start : start + size]) for start in range(0, len(samples), size)]
+
+
+def _leave_signals_alone(worker: int) -> None:
+    """Let a worker go on when ctrl-C or Slurm signals the whole group: the process that trains still takes a step."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _trainer(run: RunConfig, folder: RunFolder, start_step: int, save_and_stop: SaveAndStop) -> lightning.Trainer:

@@ -1,4 +1,4 @@
-"""Two processes train what one process with the same frames trains, interrupts included.
+"""Two processes train what one process with the same frames trains, interrupts and skipped steps included.
 
 Plain gradient descent, because AdamW turns the last bit of a gradient near zero into a whole step; one image size,
 because a batch is padded to its largest image.
@@ -7,20 +7,25 @@ because a batch is padded to its largest image.
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from fusion.step import PretrainingStep
 from mwsis.training.checkpoint import read_run_checkpoint
 from mwsis.training.folder import RunFolder
 from mwsis.training.launch import run_processes
 from mwsis.training.run import train
-from tests.training.two_ranks import INTERRUPTED_STEP
+from tests.training.kill_stress import last_step
+from tests.training.two_ranks import INTERRUPTED_STEP, SPOILT_STEP, STEPS, spoilt
 
 PROJECT = Path(__file__).resolve().parents[2]
-STEPS = 20
 ARGUMENTS = (
     f"trainer.max_steps={STEPS}",
     "trainer.frames_per_step=2",
@@ -44,7 +49,14 @@ ARGUMENTS = (
 
 def read_losses(folder):
     with open(folder.losses, newline="") as file:
-        return {(step, name): float(value) for step, name, value in list(csv.reader(file))[1:]}
+        return {(int(step), name): float(value) for step, name, value in list(csv.reader(file))[1:]}
+
+
+def assert_same_losses(first, second):
+    losses, others = read_losses(first), read_losses(second)
+    assert losses.keys() == others.keys()
+    for key, value in losses.items():
+        assert others[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
 
 
 def in_two(mode, out, *arguments):
@@ -57,7 +69,9 @@ def in_two(mode, out, *arguments):
 def test_two_processes_train_what_one_trains(tmp_path, compose_tiny, prepare_tiny, tiny_cache, monkeypatch):
     run = compose_tiny(*ARGUMENTS)
     one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
-    assert train(run, one, prepare_tiny(run))
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainingStep, "losses", spoilt(PretrainingStep.losses))
+        assert train(run, one, prepare_tiny(run))
 
     monkeypatch.chdir(PROJECT)
     asked = ("experiment=smoke", f"data.cache={tiny_cache}", *ARGUMENTS, "trainer.devices=2", f"out={two.root}")
@@ -66,12 +80,10 @@ def test_two_processes_train_what_one_trains(tmp_path, compose_tiny, prepare_tin
     assert in_two("resume", tmp_path, f"resume={two.root}") == 0
     assert two.metrics.is_file()
 
-    losses, shared = read_losses(one), read_losses(two)
-    assert losses.keys() == shared.keys()
-    names = {name for _, name in losses}
+    assert_same_losses(one, two)
+    names = {name for _, name in read_losses(one)}
     assert {"camera/ipg", "camera/from_lidar", "lidar/from_camera", "lidar/semantic", "lidar/vote"} <= names
-    for key, value in losses.items():
-        assert shared[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+    assert [key for key in read_losses(two) if key[0] == SPOILT_STEP] == [(SPOILT_STEP, "skipped")]
     assert one.votes.read_bytes() == two.votes.read_bytes()
 
     alone, first, second = (
@@ -81,3 +93,53 @@ def test_two_processes_train_what_one_trains(tmp_path, compose_tiny, prepare_tin
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_a_run_continues_on_any_number_of_processes(tmp_path, compose_tiny, prepare_tiny, monkeypatch):
+    run = compose_tiny(*ARGUMENTS)
+    prepared = prepare_tiny(run)
+    still, moved = RunFolder(tmp_path / "still"), RunFolder(tmp_path / "moved")
+    assert train(run, still, prepared)
+
+    interrupt_after(monkeypatch, 5)
+    assert not train(run, moved, prepared)
+    begun = moved.config.read_bytes()
+    assert resumed(moved, "trainer.devices=2", interrupted_at=9) == 130
+    stopped = read_run_checkpoint(moved.checkpoint)
+    assert 9 < stopped["global_step"] < STEPS
+    assert resumed(moved, "trainer.devices=1") == 0
+
+    assert_same_losses(still, moved)
+    assert still.votes.read_bytes() == moved.votes.read_bytes()
+    ends = [read_run_checkpoint(folder.checkpoint) for folder in (still, moved)]
+    for name, value in ends[0]["model"].items():
+        torch.testing.assert_close(ends[1]["model"][name], value, rtol=1e-5, atol=1e-5, msg=name)
+    assert moved.config.read_bytes() == begun
+    assert ends[1]["config"] == stopped["config"] == begun.decode()
+
+
+def interrupt_after(monkeypatch, steps):
+    update = PretrainingStep.update_teacher
+
+    def interrupting_update(self, progress):
+        update(self, progress)
+        if round(progress * STEPS) == steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(PretrainingStep, "update_teacher", interrupting_update)
+
+
+def resumed(folder, devices, interrupted_at=None):
+    """Resume a run with the command and return its exit code; SIGTERM reaches the command alone, not its processes."""
+    arguments = [sys.executable, "tools/train.py", f"resume={folder.root}", devices]
+    with subprocess.Popen(arguments, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        while interrupted_at is not None and last_step(folder) < interrupted_at:
+            assert process.poll() is None
+            time.sleep(0.05)
+        if interrupted_at is not None:
+            process.terminate()
+        said = process.communicate()[0]
+    assert (f"interrupted; continue with: uv run tools/train.py resume={folder.root}" in said) == bool(interrupted_at)
+    return process.returncode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -71,6 +72,47 @@ def test_every_process_learns_its_place(tmp_path):
 def test_a_failing_process_ends_the_others():
     program = "import os, sys, time; sys.exit(2) if os.environ['RANK'] == '1' else time.sleep(600)"
     assert launch.run_processes([sys.executable, "-c", program], 2) == 2
+
+
+@pytest.mark.parametrize("survivor", ["time.sleep(600)", "time.sleep(0.1); sys.exit(1)"])
+def test_a_killed_process_is_named_and_ends_the_others(capsys, survivor):
+    program = (
+        "import os, signal, sys, time\n"
+        f"os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else ({survivor.replace('; ', ', ')})"
+    )
+    assert launch.run_processes([sys.executable, "-c", program], 2, resume="/runs/one") == 137
+    said = capsys.readouterr().err
+    assert "process 1 of 2 (counted from 0) was killed by signal 9 (SIGKILL)" in said
+    assert "memory" in said
+    assert said.endswith("continue with resume=/runs/one\n")
+
+
+def test_processes_notice_that_their_starter_is_gone(tmp_path):
+    program = f"""
+import os, pathlib, time
+from mwsis.training import launch
+here = pathlib.Path({str(tmp_path)!r}, os.environ["RANK"])
+here.write_text("" if launch.is_orphan() else "watched ")
+while not launch.is_orphan(): time.sleep(0.05)
+with here.open("a") as file: file.write("orphaned")
+"""
+    starter = f"""
+import sys
+from mwsis.training import launch
+launch.run_processes([sys.executable, "-c", {program!r}], 2)
+"""
+    with subprocess.Popen([sys.executable, "-c", starter]) as process:
+        wait_until(lambda: all((tmp_path / rank).is_file() for rank in "01"))
+        process.kill()
+    wait_until(lambda: {(tmp_path / rank).read_text() for rank in "01"} == {"watched orphaned"})
+    assert not launch.is_orphan()
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_an_interrupt_is_passed_on_once(tmp_path):

@@ -7,15 +7,22 @@ import signal
 
 import pytest
 import torch
+from torch.nn import functional
 
+import camera.fcos
+import camera.terms
+import fusion.distillation
+import lidar.point_head
 from fusion.step import PretrainingStep
 from mwsis.core.frame import FrameTruth
 from mwsis.core.instances import MaskSet
+from mwsis.training.callbacks import read_losses
 from mwsis.training.checkpoint import read_run_checkpoint
 from mwsis.training.evaluate import evaluate_run
 from mwsis.training.folder import RunFolder
 from mwsis.training.prepare import Prepared, Split
 from mwsis.training.run import train
+from tests.training.kill_stress import assert_same
 
 
 def run_to_end(run, prepared, root):
@@ -23,17 +30,6 @@ def run_to_end(run, prepared, root):
     while not train(run, folder, prepared):
         pass
     return read_run_checkpoint(folder.checkpoint)
-
-
-def assert_same(first, second):
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        if isinstance(value, dict):
-            assert_same(value, second[key])
-        elif isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[key]), key
-        else:
-            assert value == second[key], key
 
 
 @pytest.fixture
@@ -74,6 +70,71 @@ def test_three_interrupts_change_nothing(tmp_path, compose_tiny, prepare_tiny, m
     assert losses[0] == losses[1]
     scores = [evaluate_run(run, state, prepared, "test", lambda *_: None)[0] for state in (whole, pieces)]
     assert scores[0] == scores[1]
+
+
+@pytest.fixture
+def equal_counts(monkeypatch):
+    """Every normaliser is the number of frames, and batch norms use what they have seen: parts add up exactly."""
+    seen = []
+    losses = PretrainingStep.losses
+
+    def counting_losses(self, batch, progress, with_lidar=True):
+        seen.append(len(batch.frame_ids))
+        return losses(self, batch, progress, with_lidar)
+
+    def frozen(self, values):
+        return functional.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias)
+
+    monkeypatch.setattr(PretrainingStep, "losses", counting_losses)
+    monkeypatch.setattr(torch.nn.modules.batchnorm._BatchNorm, "forward", frozen)
+    for module in (camera.fcos, camera.terms, lidar.point_head, fusion.distillation):
+        monkeypatch.setattr(module, "normaliser", lambda count, at_least=1.0: torch.tensor(100.0 * seen[-1]))
+    return seen
+
+
+@pytest.mark.slow
+def test_parts_of_a_step_add_up_to_the_step(tmp_path, compose_tiny, prepare_tiny, equal_counts):
+    settings = (
+        *("trainer.max_steps=3", "trainer.frames_per_step=2", "data.cameras_per_frame=1", "data.pad_to=[128,192]"),
+        *("camera.optim.kind=sgd", "camera.optim.lr=0.001", "lidar.optim.kind=sgd", "lidar.optim.lr=0.0001"),
+        *("method.lidar_to_camera.start=0", "method.camera_to_lidar.start=0", "method.camera_terms.ipg.start=0"),
+    )
+    ends, losses = [], []
+    for num_parts in (1, 2):
+        run = compose_tiny(*settings, f"trainer.accumulate={num_parts}")
+        ends.append(run_to_end(run, prepare_tiny(run), tmp_path / str(num_parts))["model"])
+        losses.append(read_losses(tmp_path / str(num_parts) / "losses.csv"))
+    assert equal_counts == [2] * 3 + [1] * 6
+    for (*key, value), (*other, same) in zip(*losses, strict=True):
+        assert key == other
+        assert same == pytest.approx(value, rel=1e-5), key
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-6, atol=1e-6, msg=name)
+    votes = [(tmp_path / name / "vote_history.u16").read_bytes() for name in ("1", "2")]
+    assert votes[0] == votes[1]
+
+
+@pytest.mark.slow
+def test_an_interrupt_between_accumulated_steps_changes_nothing(tmp_path, compose_tiny, prepare_tiny, monkeypatch):
+    run = compose_tiny("trainer.max_steps=4", "trainer.frames_per_step=2", "trainer.accumulate=2")
+    prepared = prepare_tiny(run)
+    whole = run_to_end(run, prepared, tmp_path / "whole")
+    update, calls = PretrainingStep.update_teacher, []
+
+    def interrupting_update(self, progress):
+        update(self, progress)
+        calls.append(progress)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(PretrainingStep, "update_teacher", interrupting_update)
+    assert not train(run, RunFolder(tmp_path / "pieces"), prepared)
+    pieces = run_to_end(run, prepared, tmp_path / "pieces")
+    assert calls == [0.0, 0.25, 0.5, 0.75]
+    for part in ("model", "optimisers", "global_step"):
+        assert_same({part: whole[part]}, {part: pieces[part]})
+    losses = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "pieces")]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.slow

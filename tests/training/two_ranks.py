@@ -12,21 +12,36 @@ import torch
 from fusion.step import PretrainingStep
 from tools import train
 
+STEPS = 20
+SPOILT_STEP = 4
+"""Its losses are not finite, on process 1 only."""
 INTERRUPTED_STEP = 6
 
 
+def spoilt(losses):
+    """Return `PretrainingStep.losses` with one step that is not finite."""
+
+    def spoilt_losses(self, batch, progress, with_lidar=True):
+        found = losses(self, batch, progress, with_lidar)
+        factor = float("nan") if round(progress * STEPS) == SPOILT_STEP else 1.0
+        return {name: value * factor for name, value in found.items()}
+
+    return spoilt_losses
+
+
 def main(out, mode, arguments):
-    rank, held, steps = int(os.environ["RANK"]), {}, []
+    rank, held = int(os.environ["RANK"]), {}
     update = PretrainingStep.update_teacher
 
     def watched_update(self, progress):
         update(self, progress)
         held.update({name: value.clone() for name, value in self.state_dict().items()})
-        steps.append(progress)
-        if mode == "interrupt" and rank == 1 and len(steps) == INTERRUPTED_STEP:
+        if mode == "interrupt" and rank == 1 and round(progress * STEPS) == INTERRUPTED_STEP - 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     PretrainingStep.update_teacher = watched_update
+    if rank == 1:
+        PretrainingStep.losses = spoilt(PretrainingStep.losses)
     try:
         train.main(arguments)
     finally:
