@@ -1,6 +1,6 @@
 """Kill a tiny training with SIGKILL again and again, resume it each time, and compare its end with one left alone.
 
-    uv run python -m tests.training.kill_stress KILLS PROCESSES FOLDER
+uv run python -m tests.training.kill_stress KILLS PROCESSES FOLDER
 """
 
 from __future__ import annotations
