@@ -53,7 +53,7 @@ def test_train_leaves_everything_it_promises(tiny_run):
         ].keys()
     assert {"labels", "data", "seed", "steps", "wall_s"} <= metrics.keys()
     assert metrics["steps"] == 12
-    assert json.loads((tiny_run / "export" / "manifest.json").read_text())["label_type"] == "2D boxes only"
+    assert json.loads((tiny_run / "export" / "manifest.json").read_text())["training"]["label_type"] == "2D boxes only"
     page = (tiny_run / "report.html").read_text()
     assert "data:image/" in page
     assert 'src="http' not in page
