@@ -72,7 +72,7 @@ class CocoMaskEvaluator:
         image_id = len(self._images) + 1
         self._images.append({"id": image_id, "height": masks.height, "width": masks.width})
         found_rles, truth_rles = encode_masks(detections.masks), encode_masks(masks)
-        areas = masks.areas().tolist()
+        areas = _areas(truth_rles)
         self._record_truth(image_id, labels, areas, truth_rles)
         self._record_found(image_id, detections, found_rles)
         if pairs := _match_boxes(detections, labels):
@@ -132,7 +132,7 @@ class CocoMaskEvaluator:
                 )
 
     def _record_found(self, image_id: int, detections: Detections, rles: list[Rle]) -> None:
-        scores, areas = detections.scores.double().tolist(), detections.masks.areas().tolist()
+        scores, areas = detections.scores.double().tolist(), _areas(rles)
         for rle, area, label, score in zip(rles, areas, detections.labels.tolist(), scores, strict=True):
             self._found.append(
                 {
@@ -275,6 +275,11 @@ def _match_boxes(detections: Detections, labels: Boxes2D) -> list[tuple[int, int
             pairs.append((found, wanted))
             overlap[:, wanted] = 0
     return pairs
+
+
+def _areas(rles: Sequence[Rle]) -> list[int]:
+    """Return the number of pixels of each mask; the codes are shorter than the masks."""
+    return [int(size) for size in coco_mask.area(list(rles))] if rles else []
 
 
 def _overlaps(first: Sequence[Rle], second: Sequence[Rle]) -> list[float]:
