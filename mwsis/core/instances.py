@@ -125,6 +125,18 @@ class MaskSet:
         bits = torch.cat([crop.reshape(-1) for crop in crops]) if crops else torch.zeros(0, dtype=torch.bool)
         return cls(height, width, crop_boxes.reshape(-1, 4).long(), bits.bool())
 
+    @staticmethod
+    def tight_crop(mask: Tensor) -> tuple[list[int], Tensor]:
+        """Return the least half-open x1 y1 x2 y2 around the set pixels of an (H, W) bool mask, and a copy of that part.
+
+        Zeros and an empty crop for an empty mask.
+        """
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        if not len(rows):
+            return [0, 0, 0, 0], torch.zeros(0, 0, dtype=torch.bool)
+        x1, y1, x2, y2 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return [x1, y1, x2, y2], mask[y1:y2, x1:x2].clone()
+
     @classmethod
     def from_id_map(cls, id_map: Tensor, ids: Tensor) -> MaskSet:
         """Build the masks ``id_map == id`` from an (H, W) integer image, each cropped to its own extent."""

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import (
@@ -348,17 +347,7 @@ def _masks(listed: Instances, image: ListedImage, annotations: Sequence[Annotati
     """Return the masks of annotations, each cropped to its own extent."""
     extents, crops = [], []
     for annotation in annotations:
-        full = torch.from_numpy(decoded_mask(listed.path, annotation, image))
-        extent = _extent(full)
-        x1, y1, x2, y2 = extent
+        extent, crop = MaskSet.tight_crop(torch.from_numpy(decoded_mask(listed.path, annotation, image)))
         extents.append(extent)
-        crops.append(full[y1:y2, x1:x2].clone())
+        crops.append(crop)
     return MaskSet.from_crops(image.height, image.width, torch.tensor(extents, dtype=torch.int64).reshape(-1, 4), crops)
-
-
-def _extent(mask: Tensor) -> list[int]:
-    """Return the least half-open x1 y1 x2 y2 around the set pixels of an (H, W) bool mask; zeros for an empty one."""
-    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    if not len(rows):
-        return [0, 0, 0, 0]
-    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]

@@ -181,11 +181,11 @@ class MaskFile:
             where = f"frame {frame.frame_id}, camera {view.name}"
             raise DataError(f"{self.what}: expected masks on (H, W) {size} for {where}, got {own}")
         match = self._match(view.labels, masked.annotations)
-        crops = [None if row < 0 else _cropped(self._decoded(masked, row)) for row in match]
+        crops = [None if row < 0 else MaskSet.tight_crop(self._decoded(masked, row)) for row in match]
         return _arranged(view, crops, [0.0 if row < 0 else masked.weights[row] for row in match])
 
     def _decoded(self, masked: _Masked, row: int) -> Tensor:
-        return torch.from_numpy(decoded_mask(self.path, masked.annotations[row], masked.image).copy())
+        return torch.from_numpy(decoded_mask(self.path, masked.annotations[row], masked.image))
 
     def _match(self, labels: Boxes2D, annotations: list[Annotation]) -> list[int]:
         """Return the annotation of each box, -1 none."""
@@ -204,12 +204,3 @@ def _keys(entry: dict[str, Any]) -> list[str]:
     if "frame_id" in entry:
         return ["/".join(str(entry[name]) for name in ("frame_id", "camera") if name in entry)]
     return [str(entry["id"]), str(Path(entry["file_name"]).with_suffix(""))]
-
-
-def _cropped(mask: Tensor) -> Crop | None:
-    """Return the crop box and the crop of an (H, W) bool mask; None of an empty one."""
-    rows, cols = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    if not len(rows):
-        return None
-    box = [int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1]
-    return box, mask[box[1] : box[3], box[0] : box[2]]

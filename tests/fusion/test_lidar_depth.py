@@ -7,7 +7,6 @@ import torch
 
 from fusion.correspondence import PointPixelPairs, point_pixel_pairs
 from fusion.lidar_depth import pixel_depth, unoccluded
-from mwsis.data.street import StreetSource
 
 
 def slow_unoccluded(pairs, depth, height, width):
@@ -39,20 +38,6 @@ def test_points_of_other_images_hide_nothing_and_none_is_fine():
     same = PointPixelPairs(torch.arange(2), uv, torch.tensor([0, 0]))
     assert unoccluded(same, torch.tensor([5.0, 50.0]), 1, 32, 32).tolist() == [True, False]
     assert len(unoccluded(pairs[torch.zeros(0, dtype=torch.int64)], torch.zeros(0), 2, 32, 32)) == 0
-
-
-@pytest.fixture(scope="module")
-def street():
-    source = StreetSource(
-        seed=3,
-        train_segments=1,
-        train_frames_per_segment=1,
-        val_segments=1,
-        val_frames_per_segment=1,
-        lidar_columns=512,
-        image_width=384,
-    )
-    return source.read(source.frame_ids("train")[0])
 
 
 def test_depth_is_that_of_the_projection(street):

@@ -12,7 +12,6 @@ from fusion.label_methods import LABEL_METHODS
 from fusion.lidar_depth import pixel_depth, unoccluded
 from fusion.object_points import LEAST_OVERLAP, object_points
 from mwsis.core.instances import BACKGROUND, IGNORE, PointLabels
-from mwsis.data.street import StreetSource
 from tests.reference.object_points import object_points_one_by_one
 
 
@@ -62,17 +61,8 @@ def test_nothing_to_point_at():
     assert len(object_points(pairs, frame, background, objects).pixel_uv) == 0
 
 
-def test_on_the_street_they_lie_where_the_true_masks_are():
-    source = StreetSource(
-        seed=3,
-        train_segments=1,
-        train_frames_per_segment=1,
-        val_segments=1,
-        val_frames_per_segment=1,
-        lidar_columns=512,
-        image_width=384,
-    )
-    frame = source.read(source.frame_ids("train")[0])
+def test_on_the_street_they_lie_where_the_true_masks_are(street):
+    frame = street
     ours = LABEL_METHODS["spg_default"]
     pseudo = ours.recipe(frame, ours.segments(frame), [])
     pairs = point_pixel_pairs(frame.pixels.pixel_uv, frame.pixels.camera_index)
