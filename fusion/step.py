@@ -239,22 +239,23 @@ class PretrainingStep(nn.Module):
         progress: float,
         losses: dict[str, Tensor],
     ) -> None:
+        to_camera = self.method.lidar_to_camera(progress) if self.method.lidar_to_camera and taught else 0.0
+        to_lidar = self.method.camera_to_lidar(progress) if self.method.camera_to_lidar and view.target else 0.0
+        if not (to_camera or to_lidar):
+            return
         pairs = self._pairs(batch)
         shape = (len(batch.images), self.num_classes)
-        weight = self.method.lidar_to_camera(progress) if self.method.lidar_to_camera else 0.0
-        if weight > 0 and taught is not None:
+        if to_camera and taught is not None:
             maps, present = class_maps(view.mask_logits.sigmoid(), view.mask_labels, view.mask_images, *shape)
             certain = self._certainty(pairs, maps)
             loss = lidar_to_camera(pairs, maps, present, MASK_STRIDE, taught.class_prob, weight=certain)
-            losses["camera/from_lidar"] = weight * loss
-
-        weight = self.method.camera_to_lidar(progress) if self.method.camera_to_lidar else 0.0
-        if weight > 0 and view.target is not None:
+            losses["camera/from_lidar"] = to_camera * loss
+        if to_lidar and view.target is not None:
             shown = view.target.present
             maps, present = class_maps(view.target.per_gt[shown], view.gt_labels[shown], view.gt_images[shown], *shape)
             certain = self._certainty(pairs, maps)
             loss = camera_to_lidar(pairs, maps, present, MASK_STRIDE, points.class_logits, weight=certain)
-            losses["lidar/from_camera"] = weight * loss
+            losses["lidar/from_camera"] = to_lidar * loss
 
     def _pairs(self, batch: Batch) -> PointPixelPairs:
         """Return the points and pixels that may teach each other."""
