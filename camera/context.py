@@ -21,7 +21,7 @@ from mwsis.core.batch import ImageBatch
 if TYPE_CHECKING:  # the segmentor refines masks by colour, which is an affinity, which looks at a context
     from camera.segmentor import CondInst, Dense, Found
 
-__all__ = ["DenseTarget", "MaskContext", "ObjectPoints", "TeacherView"]
+__all__ = ["DenseTarget", "MaskContext", "TeacherView"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,23 +43,6 @@ class DenseTarget:
         """(G,) float32: the trust in each mask, 0 where there is none."""
         present = self.present.float()
         return present if self.inst_weight is None else present * self.inst_weight
-
-
-@dataclass(frozen=True, eq=False)
-class ObjectPoints:
-    """Pixels of which it is known whether they lie on an object; carries no gradient.
-
-    Attributes:
-        starts: (G+1,) int64, the points of object g are rows ``starts[g]`` to ``starts[g+1]``.
-        pixel_uv: (Q, 2) float32, pixels of the resized image, centres at +0.5.
-        on_object: (Q,) float32 in [0, 1].
-        weight: (Q,) float32 in [0, 1], how far each is to be trusted.
-    """
-
-    starts: Tensor
-    pixel_uv: Tensor
-    on_object: Tensor
-    weight: Tensor
 
 
 class TeacherView:
@@ -121,7 +104,6 @@ class MaskContext:
         target: pseudo masks, ``None`` before their source starts.
         teacher: of whom masks, boxes and features can be asked; ``None`` where there is no step around.
         pixel_feats: (I, D, H/8, W/8), the student's mask features; ``None`` where there is no step around.
-        points: pixels known to lie on objects or beside them, ``None`` where no term asks.
     """
 
     mask_logits: Tensor
@@ -130,7 +112,6 @@ class MaskContext:
     target: DenseTarget | None = None
     teacher: TeacherView | None = None
     pixel_feats: Tensor | None = None
-    points: ObjectPoints | None = None
 
     @property
     def gt_boxes(self) -> Tensor:

@@ -23,7 +23,6 @@ __all__ = [
     "LevelSet",
     "MaskContext",
     "Pairwise",
-    "PointMask",
     "Projection",
     "PseudoMask",
     "box_bands",
@@ -326,51 +325,3 @@ class PseudoMask:
             rows = (part.reshape(1, -1) for part in (prob, wanted, sure * trust))
             return dice(*rows, whole_step=True)[0] * (not everywhere(not bool(present.any())))
         return (dice(prob, wanted, sure) * trust[:, 0]).sum() / normaliser(present.sum())
-
-
-class PointMask:
-    """A mask should hold the points known to lie on its object, and no others.
-
-    Args:
-        weight: factor of the loss.
-
-    Source: cross-entropy at points read bilinearly (PointSup, CVPR 2022); the mean of each sample's points, then over
-    samples, so that near objects with many points do not decide.
-    """
-
-    name = "points"
-    needs: frozenset[str] = frozenset({"points"})
-
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
-
-    def __call__(self, ctx: MaskContext) -> Tensor:
-        """Return the mean over the samples whose object has points; zero, connected to the graph, without any.
-
-        Complexity: O(samples times points of their object).
-        """
-        assert ctx.points is not None
-        logits = ctx.mask_logits.float()
-        sample, row = _rows_of_samples(ctx.points.starts, ctx.positives.gt_index)
-        value = _read(logits, sample, ctx.points.pixel_uv[row])
-        trust = ctx.points.weight[row]
-        loss = functional.binary_cross_entropy_with_logits(value, ctx.points.on_object[row], reduction="none") * trust
-        zero = logits.new_zeros(len(logits))
-        total = zero.index_add(0, sample, trust)
-        per_sample = zero.index_add(0, sample, loss) / total.clamp(min=1e-6)
-        return self.weight * (per_sample.sum() + logits.sum() * 0) / normaliser((total > 0).sum())
-
-
-def _read(maps: Tensor, index: Tensor, pixel_uv: Tensor) -> Tensor:
-    """Return (R,): map ``index`` of (K, h, w) at pixels (R, 2), bilinearly, as its edge beyond it."""
-    height, width = maps.shape[1:]
-    position = pixel_uv / CELL - 0.5
-    corner = position.floor()
-    share = position - corner
-    col, row = corner.long().unbind(1)
-    total = maps.new_zeros(len(index))
-    for right, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        cell = ((row + below).clamp(0, height - 1) * width) + (col + right).clamp(0, width - 1)
-        part = (share[:, 0] if right else 1 - share[:, 0]) * (share[:, 1] if below else 1 - share[:, 1])
-        total = total + part * maps.flatten().index_select(0, index * (height * width) + cell)
-    return total

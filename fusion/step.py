@@ -26,7 +26,6 @@ from camera.sources import MaskSource
 from fusion.correspondence import PointPixelPairs, point_pixel_pairs
 from fusion.distillation import border_certainty, camera_to_lidar, class_maps, lidar_to_camera
 from fusion.lidar_depth import unoccluded
-from fusion.object_points import object_points
 from fusion.ring_correction import correct_by_ring_segment
 from fusion.segmentor import MultimodalSegmentor
 from fusion.vote_history import DEPTH, VoteHistory, correct_labels, votes_from_prob
@@ -192,9 +191,6 @@ class PretrainingStep(nn.Module):
         context = MaskContext(logits, sampled, images, None, teacher, dense.mask_feats)
         if self.method.mask_source is not None and self._masks_asked(progress):
             context = replace(context, target=self.method.mask_source.propose(context))
-        if any("points" in term.needs and term.schedule(progress) > 0 for term in self.method.camera_terms.values()):
-            frame = batch.points.batch_index
-            context = replace(context, points=object_points(self._pairs(batch), frame, batch.pseudo, positives))
         for name, weighted in self.method.camera_terms.items():
             assert f"camera/{name}" not in losses
             weight = weighted.schedule(progress)

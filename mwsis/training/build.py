@@ -71,7 +71,6 @@ def check_training(run: RunConfig) -> None:
     method = build_method(run)
     provided = {
         "images": True,
-        "points": True,  # where a data set has none, the term is zero
         "teacher": True,  # the student itself where there is no other
         "ema_teacher": run.method.ema,
         "lidar": "lidar" in run.method.branches,

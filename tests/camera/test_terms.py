@@ -1,14 +1,12 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional
 
 from camera.affinity import Color, Mask, Product
-from camera.context import DenseTarget, ObjectPoints
+from camera.context import DenseTarget
 from camera.fcos import Positives
-from camera.terms import LevelSet, MaskContext, Pairwise, PointMask, Projection, PseudoMask, raster_boxes
+from camera.terms import LevelSet, MaskContext, Pairwise, Projection, PseudoMask, raster_boxes
 from mwsis.core.batch import ImageBatch
 from mwsis.core.errors import ConfigError
 from mwsis.core.instances import Boxes2D
@@ -258,48 +256,6 @@ def test_bug11_a_missing_pseudo_mask_costs_nothing():
     absent = DenseTarget(torch.zeros(4, *MAP), torch.zeros(4, dtype=torch.bool))
     for global_dice in (False, True):
         assert PseudoMask(global_dice=global_dice)(context(random_logits(2), [0, 1], target=absent)) == 0
-
-
-def object_points(counts, seed=0):
-    """Return points all over the image, so many of each object; some lie beyond the centres of the outermost cells."""
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.tensor([0, *counts]).cumsum(0)
-    total = int(starts[-1])
-    uv = torch.rand(total, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
-    on_object = (torch.rand(total, generator=generator) < 0.5).float()
-    return ObjectPoints(starts, uv, on_object, torch.rand(total, generator=generator))
-
-
-def test_points_equal_loops_over_samples():
-    logits = torch.randn(4, *MAP, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    gt_index = torch.tensor([0, 0, 2, 1])
-    points = object_points([7, 0, 12])
-    found = PointMask()(replace(context(logits, gt_index.tolist(), boxes=BOXES[:3]), points=points))
-    losses = []
-    for sample, g in enumerate(gt_index.tolist()):
-        rows = slice(int(points.starts[g]), int(points.starts[g + 1]))
-        if rows.start == rows.stop:
-            continue
-        at = points.pixel_uv[rows] / torch.tensor([WIDTH, HEIGHT]) * 2 - 1
-        value = functional.grid_sample(
-            logits[sample][None, None], at[None, None], padding_mode="border", align_corners=False
-        ).flatten()
-        weight, wanted = points.weight[rows], points.on_object[rows]
-        entropy = functional.binary_cross_entropy_with_logits(value, wanted, reduction="none")
-        losses.append((entropy * weight).sum() / weight.sum())
-    expected = torch.stack(losses).mean()
-    torch.testing.assert_close(found, expected)
-    gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (found, expected)]
-    torch.testing.assert_close(*gradients)
-
-
-def test_no_points_give_a_connected_zero():
-    logits = torch.randn(2, *MAP).requires_grad_()
-    ctx = replace(context(logits, [0, 1], boxes=BOXES[:2]), points=object_points([0, 0]))
-    loss = PointMask()(ctx)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert logits.grad is not None
 
 
 def test_no_samples_give_zero_losses_with_a_graph():
