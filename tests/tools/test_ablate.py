@@ -244,16 +244,18 @@ def test_shipped_ladders_train_what_they_say():
     assert [ladder.name for ladder in ladders] == ["camera", "lidar"]
     kinds = ablate.compose_rows(ladders, "street_bench_v1", [])
     jobs = ablate.jobs_of(kinds, [0, 1, 2], Path("out"))
-    assert len(kinds) == 13
-    assert len(jobs) == 3 * 12  # the whole method is the last step of both
-    assert kinds["camera", "mwsis"].digest == kinds["lidar", "mwsis"].digest
-    assert jobs[4].name == "camera/mwsis = lidar/mwsis, seed 0"
+    assert len(kinds) == 14
+    assert len(jobs) == 3 * 12  # the whole method, and with what is ours, are rows of both
+    for row in ("mwsis", "ours"):
+        assert kinds["camera", row].digest == kinds["lidar", row].digest
+    assert jobs[3].name == "camera/mwsis = lidar/mwsis, seed 0"
     for (ladder, row), kind in kinds.items():
         check_training(kind.run)
         assert ladder in kind.run.method.branches
         assert kind.run.trainer.lidar_every == 1
         assert (kind.run.data.supervision == "masks") == (row == "full")
         assert kind.run.data.expected_content is not None
+        assert (kind.run.camera.refinement is not None) == (row == "ours" or "camera" not in kind.run.method.branches)
     labels = {row: kind.run.method for (ladder, row), kind in kinds.items() if ladder == "lidar"}
     switches = ("spg", "labels", "spg_rings", "pvc", "rsc", "rsc_labels")
     told = {row: tuple(getattr(method, name) for name in switches) for row, method in labels.items()}
@@ -262,7 +264,7 @@ def test_shipped_ladders_train_what_they_say():
     assert told["spg"] == (True, "published", True, False, False, False)
     assert told["spg_default"] == (True, "default", True, False, False, False)
     assert told["pvc"] == (True, "default", True, True, False, False)
-    assert told["rsc"] == told["mwsis"] == (True, "default", True, True, True, True)
+    assert told["rsc"] == told["mwsis"] == told["ours"] == (True, "default", True, True, True, True)
     assert not any(told["frustum"][3:])
 
 
