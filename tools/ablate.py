@@ -1,11 +1,12 @@
 """Train every row of a ladder with several seeds and write what each part is worth, as a table.
 
     uv run tools/ablate.py experiment=street_bench_v1 ladder=lidar out=DIR
-    uv run tools/ablate.py experiment=street_bench_v1 ladder=all seeds=[0,1,2] out=DIR workers=2
-    uv run tools/ablate.py experiment=kitti_mini data.root=FOLDER ladder=camera out=DIR trainer.max_steps=1000
+    uv run tools/ablate.py experiment=street_bench_v1 seeds=[0,1,2] out=DIR workers=2
+    uv run tools/ablate.py experiment=kitti_mini data.root=FOLDER ladder=kitti_camera,kitti_lidar seeds=[0,1,2,3,4]
+        'data.source.val_frames=${seed}/5' out=DIR
 
-ladder=camera|lidar|all: the files of configs/ladder, which say what the rows are, what each is compared with and what
-was published. Further key=value settings hold in all rows. A run that two rows share is trained once.
+ladder=camera,lidar: files of configs/ladder, which say what the rows are, what each is compared with and what was
+published. Further key=value settings hold in all rows. A run that two rows share is trained once.
 
 Each run is one of tools/train.py in a folder of its own, DIR/runs/<configuration>-s<seed>, workers=N of them at a time
 with the cores divided among them. What is finished is not repeated and what was interrupted continues, so the same
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 
     from mwsis.report.ladder import Finished, Ladder
     from mwsis.report.ladder_page import LadderTable
-    from mwsis.training.config import RunConfig
+    from mwsis.training.config import DataConfig, RunConfig
 
-OWN = {"experiment": "", "ladder": "all", "seeds": "[0,1,2]", "out": "", "workers": "1"}
+OWN = {"experiment": "", "ladder": "camera,lidar", "seeds": "[0,1,2]", "out": "", "workers": "1"}
 TRAIN = Path(__file__).with_name("train.py")
 
 
@@ -61,12 +62,13 @@ class Kind:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run: a kind with a seed, in its folder; ``name`` is for people."""
+    """One run: a kind with a seed, in its folder; ``name`` is for people, ``run`` its configuration."""
 
     name: str
     kind: Kind
     seed: int
     folder: Path
+    run: RunConfig
 
     @property
     def logs(self) -> list[Path]:
@@ -113,9 +115,11 @@ def seeds_of(text: str) -> list[int]:
 def ladder_names(asked: str) -> list[str]:
     """Return the names of the ladders asked for."""
     known = sorted(path.stem for path in (CONFIG_DIR / "ladder").glob("*.yaml"))
-    if asked not in (*known, "all"):
-        raise ConfigError(f"ladder={asked}: no such ladder{closest_name(asked, [*known, 'all'])}")
-    return known if asked == "all" else [asked]
+    names = asked.split(",")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"ladder={asked}: no such ladder{closest_name(name, known)}")
+    return list(dict.fromkeys(names))
 
 
 def read_ladder(name: str) -> Ladder:
@@ -173,12 +177,20 @@ def digest_of(config: DictConfig) -> str:
 
 def jobs_of(kinds: Mapping[tuple[str, str], Kind], seeds: Sequence[int], out: Path) -> list[Job]:
     """Return the runs: every kind once per seed, all with the first seed first, so that the table is soon whole."""
+    from mwsis.training.config import typed
+
     rows: dict[str, list[str]] = {}
     for row, kind in kinds.items():
         rows.setdefault(kind.digest, []).append("/".join(row))
     unique = {kind.digest: kind for kind in kinds.values()}
     return [
-        Job(f"{' = '.join(rows[digest])}, seed {seed}", kind, seed, out / "runs" / f"{digest}-s{seed}")
+        Job(
+            f"{' = '.join(rows[digest])}, seed {seed}",
+            kind,
+            seed,
+            out / "runs" / f"{digest}-s{seed}",
+            typed(compose_run([*kind.arguments, f"seed={seed}"])),
+        )
         for seed in seeds
         for digest, kind in unique.items()
     ]
@@ -238,12 +250,18 @@ class Ablation:
     seconds: list[float] = field(default_factory=list)
 
     def prepare(self) -> None:
-        """Read the data set for every kind, so that no run has to, and refuse what cannot be trained."""
+        """Read the data set for every kind, so that no run has to, and refuse what cannot be trained.
+
+        A data set may change with the seed (cross-validation); it is read again then.
+        """
         from mwsis.training.folder import RunFolder
         from tools.train import prepare_run
 
-        for job in {job.kind: job for job in self.jobs}.values():
-            prepare_run(job.kind.run, RunFolder(job.folder))
+        read: list[tuple[Kind, DataConfig]] = []
+        for job in self.jobs:
+            if (job.kind, job.run.data) not in read:
+                prepare_run(job.run, RunFolder(job.folder))
+                read.append((job.kind, job.run.data))
 
     def train(self, lock: int) -> None:
         """Train what is not finished; the table is written before, and after each run."""
@@ -288,7 +306,7 @@ class Ablation:
         from mwsis.report.ladder_page import write_tables
 
         done = {job: found for job in self.jobs if (found := finished(job))}
-        data = data_facts(list(done.values()))
+        data = data_facts(list(done.values()), any(job.run.data != job.kind.run.data for job in self.jobs))
         found = {"Runs": f"{len(done)} of {len(self.jobs)} finished"}
         if data:
             found |= {"Frames": frame_counts(data), "Data fingerprint": data["fingerprint"]}

@@ -90,7 +90,8 @@ class KittiSource:
 
     Args:
         root: the folder that holds ``training``, or ``training`` itself.
-        val_frames: ids of the validation frames, or how many frames at the end of the list are.
+        val_frames: ids of the validation frames, or how many frames at the end of the list are, or ``"k/n"``: the
+            list's k-th of n parts, k modulo n (cross-validation).
         frames: ids to use at all; default: every frame the folder mentions.
 
     Raises:
@@ -104,7 +105,7 @@ class KittiSource:
     class_names = ("Vehicle", "Pedestrian", "Cyclist")
 
     def __init__(
-        self, root: str | Path, val_frames: int | Sequence[str] | None = 2, frames: Sequence[str] | None = None
+        self, root: str | Path, val_frames: int | str | Sequence[str] | None = 2, frames: Sequence[str] | None = None
     ) -> None:
         self.root = _training_folder(Path(root))
         self._frames = _chosen_frames(self.root, frames)
@@ -237,7 +238,9 @@ def _chosen_frames(root: Path, frames: Sequence[str] | None) -> list[str]:
     return present if frames is None else sorted(set(frames))
 
 
-def _validation_frames(frames: list[str], val_frames: int | Sequence[str]) -> frozenset[str]:
+def _validation_frames(frames: list[str], val_frames: int | str | Sequence[str]) -> frozenset[str]:
+    if isinstance(val_frames, str):
+        return frozenset(_part(frames, val_frames))
     if isinstance(val_frames, int):
         if not 0 <= val_frames <= len(frames):
             raise ConfigError(f"val_frames: expected 0 to {len(frames)}, the number of frames, got {val_frames}")
@@ -246,6 +249,18 @@ def _validation_frames(frames: list[str], val_frames: int | Sequence[str]) -> fr
         if frame_id not in frames:
             raise ConfigError(f"val_frames: no frame '{frame_id}'{closest_name(frame_id, frames, frames[:5])}")
     return frozenset(val_frames)
+
+
+def _part(frames: list[str], asked: str) -> list[str]:
+    """Return the frames of part ``k/n``, n parts of sizes that differ by one at most."""
+    part, slash, parts = asked.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 2 <= int(parts) <= len(frames)):
+        raise ConfigError(
+            f"val_frames={asked}: expected a list of frames, a number, or a part such as 0/5 of at most {len(frames)}"
+        )
+    of = int(parts)
+    edges = [len(frames) * number // of for number in (int(part) % of, int(part) % of + 1)]
+    return frames[edges[0] : edges[1]]
 
 
 def _require_file(path: Path) -> Path:

@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 from mwsis.core.frame import ImageTruth
 from mwsis.core.instances import Boxes2D, Detections, MaskSet
 
-__all__ = ["CocoMaskEvaluator", "check_ap_arithmetic", "encode_masks", "rle_counts"]
+__all__ = ["CocoMaskEvaluator", "check_ap_arithmetic", "encode_masks", "match_boxes", "rle_counts"]
 
 MATCH_BOX_IOU = 0.5
 """A detection is compared with a ground-truth object when their boxes overlap at least this much."""
@@ -75,7 +75,7 @@ class CocoMaskEvaluator:
         areas = _areas(truth_rles)
         self._record_truth(image_id, labels, areas, truth_rles)
         self._record_found(image_id, detections, found_rles)
-        if pairs := _match_boxes(detections, labels):
+        if pairs := match_boxes(detections, labels):
             matched, wanted = zip(*pairs, strict=True)
             self._mask_ious += _overlaps([found_rles[row] for row in matched], [truth_rles[row] for row in wanted])
             self._box_ious += _overlaps_when_filled(labels.boxes, masks, areas, wanted)
@@ -263,8 +263,16 @@ def _overlaps_when_filled(boxes: Tensor, masks: MaskSet, areas: Sequence[int], w
     return overlaps
 
 
-def _match_boxes(detections: Detections, labels: Boxes2D) -> list[tuple[int, int]]:
-    """Return (detection, object) pairs: best score first, nearest box of the same class, each object once."""
+def match_boxes(detections: Detections, labels: Boxes2D) -> list[tuple[int, int]]:
+    """Return which detection finds which object: best score first, nearest box of the same class, each object once.
+
+    Args:
+        detections: of one image.
+        labels: its boxes; ignored regions are nobody's match.
+
+    Returns:
+        Pairs (detection, object) whose boxes overlap by `MATCH_BOX_IOU` at least.
+    """
     overlap = box_iou(detections.boxes.cpu(), labels.boxes.cpu())
     same_class = detections.labels.cpu()[:, None] == labels.labels.cpu()[None]
     overlap[~same_class | labels.ignore.cpu()[None]] = 0

@@ -1,6 +1,7 @@
 """What a model found in a frame, and the scores of a split; models themselves are never seen here.
 
-`coco_masks.py`, `point_instances.py` and `point_semantics.py` hold the arithmetic, `protocols.py` what counts as truth.
+`coco_masks.py`, `masked_points.py`, `point_instances.py` and `point_semantics.py` hold the arithmetic, `protocols.py`
+what counts as truth.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from mwsis.core.frame import Frame
 from mwsis.core.instances import Detections, PointInstances, PointLabels
 from mwsis.evaluation.coco_masks import CocoMaskEvaluator
+from mwsis.evaluation.masked_points import MaskedPointEvaluator
 from mwsis.evaluation.point_instances import PointInstanceEvaluator
 from mwsis.evaluation.point_semantics import PointSemanticEvaluator
 from mwsis.evaluation.protocols import OURS, Protocol
@@ -59,6 +61,7 @@ class SplitScores:
     def __init__(self, class_names: tuple[str, ...], protocol: Protocol = OURS) -> None:
         self.protocol = protocol
         self._masks = CocoMaskEvaluator(class_names)
+        self._masked_points = MaskedPointEvaluator()
         self._instances = PointInstanceEvaluator(class_names)
         self._semantics = PointSemanticEvaluator(class_names)
         self._has_masks = self._has_points = False
@@ -78,7 +81,10 @@ class SplitScores:
             x, y, _ = prediction.frame.points.xyz[prediction.point_index[scored]].unbind(1)
             self._instances.add(found, gt, torch.hypot(x, y))
             self._semantics.add(found.semantic_labels, gt.semantic_labels)
-        for detections, image in zip(prediction.detections or [], truth.images, strict=False):
+        if prediction.detections is None:
+            return
+        self._masked_points.add(prediction.detections, prediction.frame)
+        for detections, image in zip(prediction.detections, truth.images, strict=True):
             if image is not None:
                 self._has_masks = True
                 self._masks.add(detections, self.protocol.image_truth(image))
@@ -90,9 +96,10 @@ class SplitScores:
             ``camera`` and ``lidar``: a number or None by name of the score; ``lidar_rows``: LiDAR instances by distance
             from the vehicle frame's vertical axis and by number of points. None for a branch that cannot be scored.
         """
+        masks = {**(self._masks.compute() if self._has_masks else {}), **self._masked_points.compute()}
         points = {**self._instances.compute(), **self._semantics.compute()} if self._has_points else None
         return {
-            "camera": _without_nan(self._masks.compute()) if self._has_masks else None,
+            "camera": _without_nan(masks) if masks else None,
             "lidar": None if points is None else _without_nan(points),
             "lidar_rows": self._instances.rows() if self._has_points else None,
         }

@@ -162,6 +162,12 @@ def _camera_clauses(found: Metrics) -> list[str]:
             f"its camera masks overlap the true ones by <b>{mask_iou:.3f}</b> (IoU), where filling the labelled "
             f"boxes of the same objects gives <b>{box_iou:.3f}</b>"
         ]
+    point_iou, box_point_iou = number(found.get("matched_point_iou")), number(found.get("matched_box_point_iou"))
+    if point_iou is not None and box_point_iou is not None:
+        return [
+            f"the LiDAR points in its camera masks overlap those of the objects by <b>{point_iou:.3f}</b> (IoU), where "
+            f"filling the labelled boxes gives <b>{box_point_iou:.3f}</b>"
+        ]
     mask_ap = number(found.get("mask_ap"))
     return [] if mask_ap is None else [f"its camera masks reach an AP of <b>{mask_ap:.3f}</b>"]
 

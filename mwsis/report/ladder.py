@@ -240,17 +240,23 @@ def _gain(judged: Mapping[str, Spread | None], name: str, over: str | None) -> G
     return Gain(over, own.mean - other.mean, verdict)
 
 
-def data_facts(runs: Sequence[Finished]) -> Mapping[str, object]:
+def data_facts(runs: Sequence[Finished], split_of_seed: bool = False) -> Mapping[str, object]:
     """Return ``metrics["data"]``, which all runs must share.
 
+    Args:
+        runs: what is finished.
+        split_of_seed: only runs of one seed must share it (cross-validation); then the fingerprint is not told.
+
     Raises:
-        DataError: they were trained or scored on different data.
+        DataError: runs were trained or scored on different data.
     """
-    found = [run.metrics.get("data") or {} for run in runs]
-    others = [one for one in found if one != found[0]]
-    if others:
-        raise DataError(
-            f"expected runs on the same data, got {dict(found[0])} and {dict(others[0])}; give another out=, or remove "
-            "the runs of one of them"
-        )
-    return found[0] if found else {}
+    shared: dict[int, Mapping[str, object]] = {}
+    for run in runs:
+        found = run.metrics.get("data") or {}
+        if (first := shared.setdefault(run.seed if split_of_seed else 0, found)) != found:
+            raise DataError(
+                f"expected runs on the same data, got {dict(first)} and {dict(found)}; give another out=, or remove "
+                "the runs of one of them"
+            )
+    facts = next(iter(shared.values()), {})
+    return {**facts, "fingerprint": "another split for each seed"} if facts and split_of_seed else facts

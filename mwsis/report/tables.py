@@ -30,6 +30,8 @@ CAMERA_COLUMNS = {
     "mask_ap75": "AP75",
     "matched_mask_iou": "IoU of masks",
     "matched_box_iou": "IoU of filled boxes",
+    "matched_point_iou": "Points in masks",
+    "matched_box_point_iou": "Points in filled boxes",
 }
 LIDAR_COLUMNS = {
     "instance_ap": "Instance AP",
@@ -69,11 +71,17 @@ def scores(report: Report) -> str:
 
 def _branch_scores(report: Report, branch: str, title: str, columns: Mapping[str, str]) -> str:
     heading = f"<h3>{title}</h3>"
-    rows = []
-    for network in networks(report):
-        scores = network_scores(report, branch, network)
-        if any(number(scores.get(key)) is not None for key in columns):
-            rows.append(_score_row(report, branch, network, scores, columns))
+    found = {network: network_scores(report, branch, network) for network in networks(report)}
+    columns = {
+        key: name
+        for key, name in columns.items()
+        if any(number(scores.get(key)) is not None for scores in found.values())
+    }
+    rows = [
+        _score_row(report, branch, network, scores, columns)
+        for network, scores in found.items()
+        if any(number(scores.get(key)) is not None for key in columns)
+    ]
     if not rows:
         return heading + f'<p class="missing">{_why_no_scores(report, branch)}</p>'
     titles = "".join(f'<th scope="col">{name}</th>' for name in columns.values())
@@ -142,17 +150,25 @@ def _bin_scores(report: Report) -> str:
 
 def _scored_objects(report: Report, branch: str) -> str:
     """Return what the scores count, where the metrics say."""
-    counted, matches = "", []
+    counted, matches, points = "", [], []
     for network in networks(report):
         found = network_scores(report, branch, network)
         objects, images, matched = (grouped_digits(found.get(f"num_{key}")) for key in ("objects", "images", "matched"))
+        pointed, of_them = (grouped_digits(found.get(f"num_point_{key}")) for key in ("matched", "objects"))
         if objects is not None:
             counted = f"Scored on {objects} true objects" + (f" in {images} images." if images is not None else ".")
         if matched is not None:
             matches.append(f"{matched} by the {network}")
+        if pointed is not None:
+            points.append(f"{pointed} of {of_them} by the {network}")
     found_by = (
         f" The two IoU columns are over the objects whose box was found: {', '.join(matches)}." if matches else ""
     )
+    if points:
+        found_by += (
+            " The columns of points are the IoU between the LiDAR points in a mask (in a filled box) and those of the "
+            f"object, over the objects with LiDAR points whose box was found: {', '.join(points)}."
+        )
     return f'<p class="soft">{counted}{found_by}</p>' if counted or found_by else ""
 
 

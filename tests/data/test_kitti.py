@@ -103,6 +103,12 @@ def test_splits(folder: Path) -> None:
     assert chosen.frame_ids("all") == ["000000", "000002", "000001"]
     assert chosen.segment_of("000001") == "val_0000"
     assert KittiSource(folder, val_frames=0).frame_ids("val") == []
+    parts = [KittiSource(folder, val_frames=f"{part}/2").frame_ids("val") for part in range(3)]
+    assert parts == [["000000"], ["000001", "000002"], ["000000"]]
+    assert KittiSource(folder, val_frames="1/2").frame_ids("train") == ["000000"]
+    for wrong in ("1", "1/4", "a/2", "1/1", "-1/2"):
+        with pytest.raises(ConfigError, match="expected a list of frames, a number, or a part such as 0/5"):
+            KittiSource(folder, val_frames=wrong)
     for wrong, match in ((4, "expected 0 to 3"), (["000009"], "no frame '000009'")):
         with pytest.raises(ConfigError, match=match):
             KittiSource(folder, val_frames=wrong)

@@ -85,6 +85,9 @@ def test_runs_of_other_data_are_not_mixed():
     assert data_facts([]) == {}
     with pytest.raises(DataError, match=r"expected runs on the same data, got .*f00.* and .*bad"):
         data_facts([run(0, 0.5), other])
+    assert data_facts([run(0, 0.5), other], split_of_seed=True)["fingerprint"] == "another split for each seed"
+    with pytest.raises(DataError, match="expected runs on the same data"):
+        data_facts([run(1, 0.5), other], split_of_seed=True)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_settings_that_make_two_rows_one_are_refused(home, cache):
 
 
 def test_shipped_ladders_train_what_they_say():
-    ladders = [ablate.read_ladder(name) for name in ablate.ladder_names("all")]
+    ladders = [ablate.read_ladder(name) for name in ablate.ladder_names("camera,lidar")]
     assert [ladder.name for ladder in ladders] == ["camera", "lidar"]
     kinds = ablate.compose_rows(ladders, "street_bench_v1", [])
     jobs = ablate.jobs_of(kinds, [0, 1, 2], Path("out"))
@@ -266,6 +266,14 @@ def test_shipped_ladders_train_what_they_say():
     assert told["pvc"] == (True, "default", True, True, False, False)
     assert told["rsc"] == told["mwsis"] == told["ours"] == (True, "default", True, True, True, True)
     assert not any(told["frustum"][3:])
+
+
+def test_a_split_of_each_seed():
+    ladders = [ablate.read_ladder(name) for name in ablate.ladder_names("kitti_camera,kitti_lidar")]
+    kinds = ablate.compose_rows(ladders, "kitti_mini", ["data.root=/k", "data.source.val_frames=${seed}/5"])
+    jobs = ablate.jobs_of(kinds, [0, 3], Path("out"))
+    assert len(jobs) == 2 * 3  # the whole method is a row of both ladders
+    assert {job.seed: job.run.data.source["val_frames"] for job in jobs} == {0: "0/5", 3: "3/5"}
 
 
 def test_where_things_are_kept_does_not_name_a_run():
