@@ -1,8 +1,8 @@
 """Frames to samples: points and images augmented together, each in its own way, the link between them kept.
 
 The order: points that no camera sees or that lie outside the range go first and by a fixed rule; then the sweep is
-turned, scaled and mirrored, then images are resized and mirrored and the pixels that points carry move with them.
-Batching is in `mwsis.data.dataset`.
+turned, scaled and mirrored, then images are resized, cropped and mirrored and the pixels that points carry move with
+them. Batching is in `mwsis.data.dataset`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from camera.transforms import ImageGeometry, ResizeFlip, decode_image
+from camera.transforms import ImageGeometry, ResizeCropFlip, decode_image
 from fusion.lidar_depth import pixel_depth
 from lidar.transforms import RotateScaleFlip
 from mwsis.core.batch import Sample
@@ -47,7 +47,7 @@ class PairedTransform:
     kept is decided over all cameras of the frame, and the sweep's augmentation is drawn first.
 
     Attributes:
-        camera: resizing and mirroring of images.
+        camera: resizing, cropping and mirroring of images.
         lidar: turning, scaling and mirroring of sweeps.
         point_cloud_range: x0 y0 z0 x1 y1 z1, metres, half-open; points outside are dropped, before and after.
         cameras_per_frame: cameras of a sample, drawn anew each time; ``None`` takes all.
@@ -66,7 +66,7 @@ class PairedTransform:
     depends on. *Corrected*: second-camera pixels are mirrored in u, and v is scaled by its own factor.
     """
 
-    camera: ResizeFlip
+    camera: ResizeCropFlip
     lidar: RotateScaleFlip
     point_cloud_range: Sequence[float]
     cameras_per_frame: int | None = None
@@ -112,6 +112,7 @@ class PairedTransform:
             geometry.apply_image(_decode(frame.frame_id, view))
             for view, geometry in zip(cameras, geometries, strict=True)
         ]
+        shown = [geometry.shown(view.labels) for view, geometry in zip(cameras, geometries, strict=True)]
         pixels = _move_pixels(frame.pixels[keep], len(frame.cameras), chosen, geometries)
         return Sample(
             frame_index=frame_index,
@@ -124,10 +125,13 @@ class PairedTransform:
             pseudo=labels.pseudo[keep],
             images=tuple(images),
             original_sizes=tuple((view.camera.height, view.camera.width) for view in cameras),
-            labels=tuple(geometry.apply_boxes(view.labels) for view, geometry in zip(cameras, geometries, strict=True)),
+            labels=tuple(
+                geometry.apply_boxes(view.labels[kept])
+                for view, geometry, kept in zip(cameras, geometries, shown, strict=True)
+            ),
             masks=tuple(
-                geometry.apply_masks(frame.given_masks[index])
-                for index, geometry in zip(chosen, geometries, strict=True)
+                geometry.apply_masks(frame.given_masks[index][kept])
+                for index, geometry, kept in zip(chosen, geometries, shown, strict=True)
                 if frame.given_masks
             ),
             pixel_depth=pixel_depth(frame.points.xyz[keep], pixels.camera_index, cameras) if self.with_depth else None,
@@ -154,7 +158,7 @@ class PairedTransform:
         sizes = [(view.camera.height, view.camera.width) for view in cameras]
         if not self.augment:
             return list(range(len(cameras))), self.camera.deterministic(sizes)
-        geometries = self.camera.draw(sizes, generator)
+        geometries = self.camera.draw(sizes, [view.labels for view in cameras], generator)
         order = torch.randperm(len(cameras), generator=generator)
         chosen = sorted(order[: self.cameras_per_frame].tolist())
         return chosen, [geometries[index] for index in chosen]
@@ -170,7 +174,7 @@ def _decode(frame_id: str, view: CameraView) -> Tensor:
 
 
 def _move_pixels(pixels: PixelMap, num_cameras: int, chosen: list[int], geometries: list[ImageGeometry]) -> PixelMap:
-    """Return the pixels on the new images; slots of cameras that were not loaded become empty."""
+    """Return the pixels on the new images; slots of cameras that were not loaded, and of what is cut off, are empty."""
     position = torch.full((num_cameras + 1,), -1, dtype=torch.int8)  # the last entry is for empty slots: index -1
     position[chosen] = torch.arange(len(chosen), dtype=torch.int8)
     camera_index = position[pixels.camera_index.long()]
@@ -178,4 +182,5 @@ def _move_pixels(pixels: PixelMap, num_cameras: int, chosen: list[int], geometri
     for index, geometry in enumerate(geometries):
         here = camera_index == index
         pixel_uv[here] = geometry.apply_uv(pixels.pixel_uv[here])
+        camera_index[here & ~geometry.shows(pixel_uv)] = -1
     return PixelMap(pixel_uv, camera_index)

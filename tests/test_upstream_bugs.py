@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from camera.segmentor import build_condinst
-from camera.transforms import ResizeFlip
+from camera.transforms import ResizeCropFlip
 from fusion.correspondence import point_pixel_pairs, points_in_boxes2d
 from fusion.distillation import camera_to_lidar, class_maps, lidar_to_camera
 from fusion.ring_correction import correct_by_ring_segment
@@ -41,7 +41,7 @@ from tests.data.test_waymo_frame import frame_of, with_camera
 from tests.data.waymo_drive import HEIGHT, WIDTH, make_drive, png
 from tests.lidar.test_segmentor import RANGE, make_segmentor
 
-TRANSFORM = PairedTransform(ResizeFlip([96]), RotateScaleFlip(), (-15.0, -15.0, -2.0, 15.0, 15.0, 1.5))
+TRANSFORM = PairedTransform(ResizeCropFlip([96]), RotateScaleFlip(), (-15.0, -15.0, -2.0, 15.0, 15.0, 1.5))
 
 
 def labels_of(frame, num_segments=12):
@@ -61,7 +61,7 @@ def test_bug_01_second_camera_flip_moves_the_column():
     sizes = [(view.camera.height, view.camera.width) for view in frame.cameras]
     kinds = set()
     for seed in range(20):
-        flipped = [one.flipped for one in TRANSFORM.camera.draw(sizes, torch.Generator().manual_seed(seed))]
+        flipped = [one.flipped for one in TRANSFORM.camera.draw(sizes, [], torch.Generator().manual_seed(seed))]
         sample = TRANSFORM(frame, labels_of(frame), 0, torch.Generator().manual_seed(seed))
         cameras = sample.pixels.camera_index
         both = ((cameras >= 0).all(1) & (cameras[:, 0] != cameras[:, 1])).nonzero()[:, 0]

@@ -164,6 +164,9 @@ class BoxMasks:
     def __post_init__(self) -> None:
         require(self.weight, "weight", (len(self.masks),), torch.float32)
 
+    def __getitem__(self, keep: Tensor) -> BoxMasks:
+        return BoxMasks(self.masks[keep], self.weight[keep])
+
 
 @dataclass(frozen=True, eq=False)
 class ImageTruth:

@@ -15,7 +15,7 @@ from camera.mmdet_segmentor import build_mmdet
 from camera.mmdet_weights import load_camera_weights
 from camera.segmentor import CondInst, build_condinst
 from camera.sources import MaskSource, Refined
-from camera.transforms import ResizeFlip
+from camera.transforms import ResizeCropFlip
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import Method, WeightedTerm
 from fusion.transforms import PairedTransform
@@ -124,8 +124,9 @@ def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
         check_training(run)
     widths = run.data.image_widths if augment else run.data.image_widths[-1:]
     cameras_per_frame = run.data.cameras_per_frame if augment else None
+    crop = run.data.crop if augment else None
     return PairedTransform(
-        camera=ResizeFlip(widths=widths),
+        camera=ResizeCropFlip(widths=widths, crop=(crop[0], crop[1]) if crop else None),
         lidar=RotateScaleFlip(rotation_deg=run.data.rotation_deg, scale=run.data.scale_jitter),
         point_cloud_range=tuple(run.data.point_cloud_range),
         cameras_per_frame=cameras_per_frame,

@@ -69,6 +69,9 @@ class DataConfig:
     only_in_image: bool = True
     # image widths drawn from at training time, px; the last one is used for evaluation
     image_widths: list[int] = MISSING
+    # rows and columns, px, of the part of each resized image to train on, around an object; null = all of it, as
+    # published. Evaluation sees whole images.
+    crop: list[int] | None = None
     # height and width that training images are padded to, px, multiples of 32; null = the largest of each process's
     # part of a step (padding is not wholly without effect: several processes equal one to the digit with a size here)
     pad_to: list[int] | None = None
@@ -351,6 +354,8 @@ def typed(config: DictConfig) -> RunConfig:
         raise ConfigError(f"data.pad_to: expected height and width, multiples of 32, or null, got {pad_to}")
     if run.data.cameras_per_frame is not None and run.data.cameras_per_frame < 1:
         raise ConfigError(f"data.cameras_per_frame: expected at least 1 or null, got {run.data.cameras_per_frame}")
+    if run.data.crop is not None and (len(run.data.crop) != 2 or min(run.data.crop) < 1):
+        raise ConfigError(f"data.crop: expected rows and columns in pixels, such as [256,384], got {run.data.crop}")
     _check_method(run.method)
     return run
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from camera.transforms import ImageGeometry, ResizeFlip
+from camera.transforms import ImageGeometry, ResizeCropFlip
 from fusion.transforms import PairedTransform
 from lidar.transforms import RotateScaleFlip
 from mwsis.core.errors import DataError
@@ -23,7 +23,7 @@ from tests.reference.camera_masks import mask_at_stride_4
 
 NAMES = ("Vehicle", "Pedestrian", "Cyclist")
 HEIGHT, WIDTH = 30, 48
-TRANSFORM = PairedTransform(ResizeFlip([40, 52, 96]), RotateScaleFlip(), (-99.0, -99.0, -9.0, 99.0, 99.0, 9.0))
+TRANSFORM = PairedTransform(ResizeCropFlip([40, 52, 96]), RotateScaleFlip(), (-99.0, -99.0, -9.0, 99.0, 99.0, 9.0))
 
 
 def blobs(seed: int, count: int = 3) -> list[torch.Tensor]:
@@ -60,6 +60,21 @@ def test_cells_equal_those_of_the_resized_dense_mask(size: tuple[int, int], flip
         assert torch.equal(got.weight, weight)
         for index, mask in enumerate(masks):
             assert torch.equal(got.masks.dense(index), mask_at_stride_4(mask, size, flipped)), (seed, index)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("crop", [(0, 0, 48, 30), (8, 4, 40, 24), (5, 7, 42, 29), (20, 0, 23, 30), (30, 20, 48, 30)])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_cells_equal_those_of_the_cropped_dense_mask(crop: tuple[int, ...], factor: int, flipped: bool) -> None:
+    x1, y1, x2, y2 = crop
+    part = (factor * x1, factor * y1, factor * x2, factor * y2)
+    geometry = ImageGeometry(HEIGHT, WIDTH, factor * HEIGHT, factor * WIDTH, flipped, part)
+    for seed in range(4):
+        masks = blobs(seed)
+        got = geometry.apply_masks(BoxMasks(mask_set(masks), torch.ones(3)))
+        for index, mask in enumerate(masks):
+            expected = mask_at_stride_4(mask[y1:y2, x1:x2], geometry.size, flipped)
+            assert torch.equal(got.masks.dense(index), expected), (seed, index)
 
 
 def frame_with_masks(seed: int = 0):

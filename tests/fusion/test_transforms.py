@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from camera.transforms import ResizeFlip
+from camera.transforms import ResizeCropFlip
 from fusion.transforms import PairedTransform, in_range
 from lidar.transforms import RotateScaleFlip
 from mwsis.core.batch import Sample
@@ -16,7 +16,7 @@ from mwsis.data.label_cache import FrameLabels
 from tests.data.frames_for_tests import random_frame
 
 RANGE = (-15.0, -15.0, -2.0, 15.0, 15.0, 1.5)
-TRANSFORM = PairedTransform(ResizeFlip([24, 36, 96]), RotateScaleFlip(), RANGE)
+TRANSFORM = PairedTransform(ResizeCropFlip([24, 36, 96]), RotateScaleFlip(), RANGE)
 
 
 def labels_of(frame: Frame) -> FrameLabels:
@@ -49,14 +49,40 @@ def test_membership_in_boxes_is_invariant(seed: int) -> None:
 def test_pixels_keep_their_colour(seed: int) -> None:
     """The image value under a point is the same before and after a flip at recorded size."""
     frame = random_frame(5, 300)
-    sample = sample_of(replace(TRANSFORM, camera=ResizeFlip([48])), frame, seed)
-    plain = sample_of(replace(TRANSFORM, camera=ResizeFlip([48]), augment=False), frame)
+    sample = sample_of(replace(TRANSFORM, camera=ResizeCropFlip([48])), frame, seed)
+    plain = sample_of(replace(TRANSFORM, camera=ResizeCropFlip([48]), augment=False), frame)
     for camera in range(2):
         for slot in (0, 1):
             seen = sample.pixels.camera_index[:, slot] == camera
             u, v = sample.pixels.pixel_uv[:, slot][seen].long().unbind(1)
             old_u, old_v = frame.pixels.pixel_uv[sample.point_index, slot][seen].long().unbind(1)
             assert torch.equal(sample.images[camera][:, v, u], plain.images[camera][:, old_v, old_u])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_crop_cuts_off_is_seen_by_nobody(seed: int) -> None:
+    frame = random_frame(5, 300)
+    whole = replace(TRANSFORM, camera=ResizeCropFlip([48], flip_prob=0.0))
+    sample = sample_of(replace(whole, camera=replace(whole.camera, crop=(16, 24))), frame, seed)
+    plain = sample_of(replace(whole, augment=False), frame)
+    kept = dict(zip(plain.point_index.tolist(), range(len(plain.point_index)), strict=True))
+    lost = 0
+    for row, point in enumerate(sample.point_index.tolist()):
+        for slot in (0, 1):
+            camera = int(plain.pixels.camera_index[kept[point], slot]) if point in kept else -1
+            found = int(sample.pixels.camera_index[row, slot])
+            if camera < 0 or found < 0:
+                lost += camera >= 0
+                continue
+            assert found == camera
+            u, v = sample.pixels.pixel_uv[row, slot].long().tolist()
+            old_u, old_v = frame.pixels.pixel_uv[point, slot].long().tolist()
+            assert torch.equal(sample.images[camera][:, v, u], plain.images[camera][:, old_v, old_u])
+    assert lost > 50
+    assert all(tuple(image.shape[1:]) == (16, 24) for image in sample.images)
+    for labels in sample.labels:
+        assert bool((labels.boxes >= 0).all())
+        assert bool((labels.boxes <= torch.tensor([24, 16, 24, 16])).all())
 
 
 def test_rows_follow_their_points() -> None:
@@ -119,7 +145,7 @@ def test_links_point_to_the_loaded_cameras() -> None:
 
 def test_every_camera_is_loaded_sometimes() -> None:
     frame = random_frame(3, 20, num_cameras=4)
-    transform = replace(TRANSFORM, cameras_per_frame=1, camera=ResizeFlip([48], flip_prob=0.0))
+    transform = replace(TRANSFORM, cameras_per_frame=1, camera=ResizeCropFlip([48], flip_prob=0.0))
     loaded = {sample_of(transform, frame, seed).images[0].sum().item() for seed in range(30)}
     assert len(loaded) == 4
 
