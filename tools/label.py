@@ -2,6 +2,7 @@
 
     uv run tools/label.py data=kitti data.root=FOLDER out=DIR
     uv run tools/label.py data=street out=DIR method=spg
+    uv run tools/label.py data=kitti data.root=FOLDER out=DIR boxes3d=true
 
 method= says how, by default as the configuration does (spg_default): frustum (every point in a box), clustering (the
 largest cluster of each box), spg (MWSIS as published), spg_default (ours). It stands for settings of method.* and
@@ -15,6 +16,10 @@ mwsis.data.label_files.read_labels reads a file.
 When the data set has ground truth, all four methods are scored: DIR/quality.json, per class and by range and size of
 the objects, and DIR/quality.png, the worst objects of the method that was written. tolerant_iou leaves out points up to
 .2 m outside an object's 3D box or in its lowest .1 m; semantic_iou is over all points of a class, in all frames.
+
+boxes3d=true fits an amodal 3D box to each object's labelled points and writes DIR/boxes: KITTI labels with their
+calibration, OpenPCDet infos (a pickle: load none from people you do not trust), a Waymo Objects file; what is in them
+is in DIR/boxes/boxes.json. Headings are known up to half a turn. Their overlap with true boxes is in quality.json.
 
 Exit code: 0 done, 2 wrong input (one sentence says what), 130 interrupted; the same command starts again and finds what
 was read and labelled before.
@@ -32,11 +37,13 @@ from mwsis.training.commands import compose_run, progress_line, run_command, spl
 from tools.convert import LICENCE_NOTE
 
 if TYPE_CHECKING:
+    from mwsis.core.frame import Frame
+    from mwsis.core.instances import PointLabels
     from mwsis.evaluation.label_quality import LabelQuality, ObjectScore
     from mwsis.training.config import RunConfig
     from mwsis.training.prepare import Split
 
-OWN = {"out": "", "method": "null"}
+OWN = {"out": "", "method": "null", "boxes3d": "false"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "frustum": {"spg": False},
     "clustering": {"spg": True, "spg_rings": False, "labels": "published"},
@@ -52,6 +59,8 @@ def main(arguments: list[str]) -> None:
     """Read, label, write, score."""
     own, overrides = split_arguments(arguments, OWN)
     config = compose_run([*overrides, *settings_of(own["method"], overrides)])
+    if own["boxes3d"] not in ("true", "false"):
+        raise ConfigError(f"boxes3d={own['boxes3d']}: expected true or false")
     out = Path(own["out"])
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={out}: expected a folder, got a file")
@@ -70,18 +79,64 @@ def main(arguments: list[str]) -> None:
     for name in ("quality.json", "quality.png"):
         (out / name).unlink(missing_ok=True)
     writer, quality = LabelWriter(out / "labels", source.class_names), LabelQuality(source.class_names)
+    boxes = BoxLabels(out / "boxes", source) if own["boxes3d"] == "true" else None
     total, done = sum(len(split.frames) for split in splits), 0
     for split in splits:
         for frame, made in zip(split.frames, split.labels, strict=True):
             writer.add(frame.frame_id, made.pseudo)
             score_labels(quality, frame, run.data.radii)
+            if boxes is not None:
+                boxes.add(frame, made.pseudo)
             done += 1
             progress_line("write labels", done, total)
-    writer.finish(facts_of(run, method, source))
+    facts = facts_of(run, method, source)
+    writer.finish(facts)
     print(f"labels: {out / 'labels'} ({total} frames, {method}, from 2D boxes only)")
-    write_quality(quality, method, splits, run, out)
+    if boxes is not None:
+        boxes.finish(facts)
+        print(f"3D boxes: {out / 'boxes'} (fitted to these labels)")
+    write_quality(quality, boxes, method, splits, run, out)
     if source.name.startswith("waymo"):
         print(LICENCE_NOTE)
+
+
+class BoxLabels:
+    """3D boxes of the labelled objects: fitted, written and, where there is ground truth, scored.
+
+    Args:
+        folder: where the files go; see `mwsis.data.box_files`.
+        source: the data set; its usual sizes of objects are KITTI's or Waymo's.
+    """
+
+    def __init__(self, folder: Path, source: Any) -> None:
+        from lidar.boxes_from_instances import USUAL_SIZES
+        from mwsis.data.box_files import BoxWriter
+        from mwsis.evaluation.box_quality import BoxQuality
+
+        self._sizes_of = "kitti" if source.name == "kitti" else "waymo"
+        self._sizes = USUAL_SIZES[self._sizes_of]
+        self._writer, self._quality = BoxWriter(folder, source.class_names), BoxQuality(source.class_names)
+
+    def add(self, frame: Frame, pseudo: PointLabels) -> None:
+        """Fit and write the boxes of a frame, and score them if it has ground truth."""
+        from lidar.boxes_from_instances import fit_boxes3d
+        from mwsis.data.box_files import FrameBoxes
+
+        fitted = fit_boxes3d(frame.points.xyz, pseudo, self._sizes)
+        self._writer.add(frame, FrameBoxes(fitted.boxes3d, fitted.labels, fitted.scores, fitted.num_points))
+        if frame.truth is not None:
+            self._quality.add(frame, fitted)
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write what is written once."""
+        from lidar.boxes_from_instances import BOX_FIT
+
+        fit = {**asdict(BOX_FIT), "usual_sizes": self._sizes, "sizes_of": self._sizes_of}
+        self._writer.finish({**facts, "fit": fit, "headings": "up to half a turn: every object faces as the vehicle"})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the quality rows."""
+        return self._quality.rows()
 
 
 def settings_of(method: str, overrides: Sequence[str]) -> list[str]:
@@ -118,7 +173,9 @@ def facts_of(run: RunConfig, method: str, source: Any) -> dict[str, Any]:
     return facts
 
 
-def write_quality(quality: LabelQuality, method: str, splits: Sequence[Split], run: RunConfig, out: Path) -> None:
+def write_quality(
+    quality: LabelQuality, boxes: BoxLabels | None, method: str, splits: Sequence[Split], run: RunConfig, out: Path
+) -> None:
     """Write and print the scores, and draw the worst objects of a method; nothing without ground truth."""
     from mwsis.core.files import write_json
 
@@ -126,16 +183,17 @@ def write_quality(quality: LabelQuality, method: str, splits: Sequence[Split], r
     if not rows:
         return
     draw_worst(scores, method, splits, run, out / "quality.png")
-    write_json(
-        out / "quality.json",
-        {
-            "rows": rows,
-            "by_range": quality.rows("range"),
-            "by_points": quality.rows("points"),
-            "worst": {"method": method, "objects": [asdict(score) for score in scores[:NUM_SHOWN]]},
-        },
-    )
+    content = {
+        "rows": rows,
+        "by_range": quality.rows("range"),
+        "by_points": quality.rows("points"),
+        "worst": {"method": method, "objects": [asdict(score) for score in scores[:NUM_SHOWN]]},
+    }
     print(table(rows))
+    if boxes is not None:
+        content["boxes3d"] = boxes.rows()
+        print(box_table(content["boxes3d"]))
+    write_json(out / "quality.json", content)
     print(f"quality: {out / 'quality.json'}, worst objects: {out / 'quality.png'}")
 
 
@@ -163,6 +221,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for method in dict.fromkeys(row["method"] for row in rows):
         of_method = [row for row in rows if row["method"] == method]
         lines += [line(row) for row in [*of_method, mean_row(of_method)]]
+    return "\n".join(lines)
+
+
+def box_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the quality rows of the 3D boxes as aligned text; below each class its objects by overlap in tenths."""
+    columns = ("bev_iou", "iou_3d", "ap_bev_50", "ap_bev_30")
+    lines = [f"{'3D boxes':<12}{'objects':>8}{'boxes':>8}" + "".join(f"{name:>11}" for name in columns)]
+    for row in rows:
+        start = f"{row['class']:<12}{row['objects']:>8}{row['boxes']:>8}"
+        lines.append(start + "".join(f"{row[name]:>11.3f}" for name in columns))
+        for name in ("bev_iou", "iou_3d"):
+            counts = "".join(f"{count:>6}" for count in row[f"{name}_counts"])
+            lines.append(f"  {name + ' 0 .. 1':<18}{counts}")
     return "\n".join(lines)
 
 

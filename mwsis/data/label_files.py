@@ -21,7 +21,7 @@ from mwsis.core.errors import DataError
 from mwsis.core.files import atomic_write, write_json
 from mwsis.core.instances import BACKGROUND, IGNORE, PointLabels
 
-__all__ = ["INDEX", "LabelWriter", "label_file_name", "read_labels"]
+__all__ = ["INDEX", "LabelWriter", "file_stem", "label_file_name", "read_labels"]
 
 INDEX = "labels.json"
 FORMAT = "mwsis point labels 1"
@@ -114,14 +114,20 @@ def read_labels(path: Path | str) -> PointLabels:
 
 
 def label_file_name(frame_id: str) -> str:
-    """Return the name of a frame's file: its id percent-encoded, so that no two ids share one and none leaves a folder.
+    """Return the name of a frame's label file.
 
     Example:
         >>> label_file_name("000007"), label_file_name("drive/0 1")
         ('000007.label', 'drive%2F0%201.label')
     """
+    return f"{file_stem(frame_id)}.label"
+
+
+def file_stem(frame_id: str) -> str:
+    """Return what a frame's files are called: its id percent-encoded, so that no two ids share one and none leaves a
+    folder."""
     plain = quote(frame_id, safe="")
-    return f"{plain.replace('.', '%2E', 1) if plain.startswith('.') else plain}.label"
+    return plain.replace(".", "%2E", 1) if plain.startswith(".") else plain
 
 
 def _encoded(labels: PointLabels) -> NDArray[np.uint32]:

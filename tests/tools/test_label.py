@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from types import SimpleNamespace
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from waymo_open_dataset.protos import metrics_pb2
 
 from fusion.default_labels import default_labels
 from fusion.label_methods import LABEL_METHODS
 from fusion.spatial_labels import spatial_labels
+from lidar.boxes_from_instances import USUAL_SIZES, fit_boxes3d
 from lidar.rings import LOCAL, ring_segments
 from mwsis.data.kitti import KittiSource
 from mwsis.data.label_files import read_labels
@@ -109,6 +112,34 @@ def test_without_a_method_the_configuration_decides(labelled):
     assert clusters == {"name": "clustering", "constants": {"radii": [0.6, 0.1, 0.4]}}
 
 
+def test_boxes_in_three_formats_fitted_to_the_labels_and_scored(labelled, folder, capsys):
+    out, source = labelled("boxes3d=true"), KittiSource(folder)
+    index = json.loads((out / "boxes" / "boxes.json").read_text())
+    assert (index["num_frames"], index["num_boxes"]) == (3, 3)
+    assert index["method"]["name"] == "spg_default"
+    assert index["fit"]["sizes_of"] == "kitti"
+    expected = []
+    for frame_id in source.frame_ids("all"):
+        frame = source.read(frame_id)
+        expected.append(fit_boxes3d(frame.points.xyz, expected_labels(frame, "spg_default"), USUAL_SIZES["kitti"]))
+        assert (out / "boxes" / "kitti" / "label_2" / f"{frame_id}.txt").read_text().startswith("Car ")
+    infos = pickle.loads((out / "boxes" / "openpcdet" / "infos.pkl").read_bytes())
+    for info, boxes in zip(infos, expected, strict=True):
+        assert info["annos"]["gt_boxes_lidar"] == pytest.approx(boxes.boxes3d.numpy(), abs=1e-6)
+    objects = metrics_pb2.Objects.FromString((out / "boxes" / "waymo" / "objects.bin").read_bytes()).objects
+    assert [item.object.num_lidar_points_in_box for item in objects] == [int(boxes.num_points) for boxes in expected]
+    (row,) = json.loads((out / "quality.json").read_text())["boxes3d"]
+    assert (row["class"], row["objects"], row["boxes"]) == ("Vehicle", 3, 3)
+    assert 0 < row["iou_3d"] < row["bev_iou"] < 1
+    assert "ap_bev_50" in capsys.readouterr().out
+
+
+def test_no_boxes_unless_asked_for(labelled):
+    out = labelled()
+    assert not (out / "boxes").exists()
+    assert "boxes3d" not in json.loads((out / "quality.json").read_text())
+
+
 def test_methods_have_the_names_of_the_scores():
     assert set(label.SETTINGS) == set(LABEL_METHODS)
 
@@ -140,6 +171,7 @@ def test_waymo_labels_carry_the_licence_note():
         (("method=spg_defalt",), ("did you mean 'spg_default'",)),
         (("method=spg", "method.labels=default"), ("method.labels=default", "method=spg")),
         (("method.labels=ours",), ("method.labels", "ours")),
+        (("boxes3d=yes",), ("boxes3d=yes", "true or false")),
         (("method.spg_rings=false",), ("method.spg_rings", "method.labels=published")),
     ],
 )
