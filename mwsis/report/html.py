@@ -38,7 +38,7 @@ from mwsis.report.curves import line_chart, loss_series, number
 from mwsis.report.pictures import BACKGROUND_COLOUR, IGNORE_COLOUR, WIDE_ASPECT, Colour, class_colour
 from mwsis.report.tables import chip, label_quality, scores, text
 
-__all__ = ["CameraRow", "FrameGallery", "Report", "provenance", "write_report"]
+__all__ = ["CameraRow", "FrameGallery", "Report", "html_page", "provenance", "write_report"]
 
 GLOSSARY = {
     "Teacher, student": "The student is trained. The teacher is a running average of its weights; it makes the pseudo "
@@ -112,15 +112,27 @@ def _page(report: Report) -> str:
     body = "".join(
         f'<section id="{name}"><h2>{title}</h2>{content}</section>' for name, (title, content) in shown.items()
     )
+    header = f'{_headline(report)}<nav aria-label="Sections">{links}</nav>'
+    return html_page("Training report", report.title, header, body)
+
+
+def html_page(kind: str, title: str, header: str, body: str) -> str:
+    """Return a page that loads nothing.
+
+    Args:
+        kind: what sort of page it is, above the title.
+        title: of page and window; escaped here.
+        header: HTML below the title.
+        body: HTML of the rest.
+    """
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         'style-src \'unsafe-inline\'"><meta name="color-scheme" content="light dark">'
-        f"<title>{text(report.title)}</title><style>\n{style}</style></head>\n<body><header>"
-        f'<p class="eyebrow">Training report</p><h1>{text(report.title)}</h1>{_headline(report)}'
-        f'<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main>'
+        f"<title>{text(title)}</title><style>\n{style}</style></head>\n<body><header>"
+        f'<p class="eyebrow">{text(kind)}</p><h1>{text(title)}</h1>{header}</header>\n<main>{body}</main>'
         '<footer class="soft">This page is complete in itself: it loads nothing from the network.</footer>'
         "</body></html>\n"
     )

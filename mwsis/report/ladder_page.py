@@ -14,12 +14,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from mwsis.core.files import atomic_write
+from mwsis.report.html import html_page
 from mwsis.report.ladder import NETWORK, Gain, Ladder, LadderRow, Spread
 from mwsis.report.tables import bar_cell, chip, text
 
 __all__ = ["LadderTable", "markdown", "write_tables"]
 
-STYLE = Path(__file__).with_name("style.css")
 READING = (
     "Mean (smallest to largest) over the seeds; a gain is a difference of means. Where ranges overlap, the gain may be "
     "chance. Published gains are from Waymo and another size of network: compare the sign, not the digits."
@@ -190,16 +190,12 @@ def _html(tables: Sequence[LadderTable], facts: Mapping[str, object]) -> str:
     )
     listed = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items())
     chips = f"{chip(NETWORK, 'net')} {chip('gt_ labels', 'gt')}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>Ladder</title><style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n<body><header>"
-        f'<p class="eyebrow">Ladder</p><h1>What each part is worth</h1><p class="lead">{text(READING)}</p>'
+    header = (
+        f'<p class="lead">{text(READING)}</p>'
         f"<p>Scores are of the {chips}, which were opened for scoring alone where a row does not say otherwise.</p>"
-        f'<dl class="facts">{listed}</dl></header>\n<main>{sections}</main></body></html>\n'
+        f'<dl class="facts">{listed}</dl>'
     )
+    return html_page("Ladder", "What each part is worth", header, sections)
 
 
 def _html_table(table: LadderTable) -> str:
