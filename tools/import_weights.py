@@ -1,14 +1,19 @@
-"""Make the camera weights of another framework, or of another run, something that a training here can start from.
+"""Make the weights of another framework, or the camera's of another run, something that a training can start from.
 
     uv run tools/import_weights.py ckpt=FILE from=mmdet out=FILE [pixel_style=imagenet|caffe] [classes=2,0,1]
         [camera=condinst_r50_mwsis] [camera.<key>=...]
     uv run tools/import_weights.py ckpt=RUN/checkpoints/last.ckpt from=mwsis out=FILE [weights=teacher|student]
         [classes=2,0,1]
     uv run tools/train.py camera.weights=FILE ...
+    uv run tools/import_weights.py ckpt=FILE from=openpcdet|mmdet3d|sst|det3d out=FILE [partial=true]
+    uv run tools/train.py lidar=unet_v2 lidar.weights=FILE ...
 
 mmdet: a 3.x checkpoint of CondInst or BoxInst (ResNet-50 or -101, FPN). The network is the one the file was made with,
 or, with camera=..., that of the configuration. Every tensor must be used once; otherwise nothing is written and the
 names are listed. classes: rows of the classifier to keep, in the order of the new classes.
+openpcdet, mmdet3d, sst, det3d: a detector's checkpoint, either layout of convolutions; its sparse 3D backbone is taken
+(which of ours it is, the keys tell), heads and necks are counted and left out. A detector with the encoder alone fills
+part of our network: partial=true agrees to that, and the rest starts from random weights.
 Exit code: 0 done, 2 wrong input (one sentence says what).
 """
 
@@ -26,7 +31,10 @@ if TYPE_CHECKING:
     from camera.segmentor import CondInst
     from mwsis.core.weights import LoadReport
 
-ORIGINS = ("mmdet", "mwsis")
+CAMERA_ORIGINS = ("mmdet", "mwsis")
+LIDAR_ORIGINS = ("openpcdet", "mmdet3d", "sst", "det3d")
+ORIGINS = CAMERA_ORIGINS + LIDAR_ORIGINS
+CAMERA_ONLY = {"pixel_style": "as recorded", "classes": "all", "weights": "teacher"}
 CLASSIFIER = {
     "mmdet": ("bbox_head.conv_cls.weight", "bbox_head.conv_cls.bias"),
     "mwsis": ("head.class_logits.weight", "head.class_logits.bias"),
@@ -35,23 +43,23 @@ CLASSIFIER = {
 
 def main(arguments: list[str]) -> None:
     """Read, check, translate, write."""
-    defaults = {
-        "ckpt": "",
-        "from": "",
-        "out": "",
-        "pixel_style": "as recorded",
-        "classes": "all",
-        "weights": "teacher",
-    }
+    defaults = {"ckpt": "", "from": "", "out": "", **CAMERA_ONLY, "partial": "false"}
     own, rest = split_arguments(arguments, defaults)
     if own["from"] not in ORIGINS:
         raise ConfigError(f"from={own['from']}: no such framework" + closest_name(own["from"], ORIGINS))
+    if own["partial"] not in ("true", "false") or (own["partial"] == "true" and own["from"] in CAMERA_ORIGINS):
+        raise ConfigError(f"partial={own['partial']}: expected true or false, and one of {', '.join(LIDAR_ORIGINS)}")
+    if own["from"] in LIDAR_ORIGINS:
+        for name in [*rest, *(name for name, default in CAMERA_ONLY.items() if own[name] != default)]:
+            raise ConfigError(f"from={own['from']}: '{name}' is about cameras; leave it out")
     for argument in rest:
         if not argument.startswith(("camera=", "camera.")):
             raise ConfigError(f"argument '{argument}': expected {', '.join(defaults)} or camera")
     if own["weights"] not in ("teacher", "student"):
         raise ConfigError(f"weights={own['weights']}: expected teacher or student")
-    if own["from"] == "mmdet":
+    if own["from"] in LIDAR_ORIGINS:
+        _import_backbone(own)
+    elif own["from"] == "mmdet":
         _import_mmdet(own, rest)
     else:
         _import_run(own, rest)
@@ -74,6 +82,29 @@ def _import_mmdet(own: dict[str, str], rest: list[str]) -> None:
     facts = {"pixel_style": style, "settings": settings, "origin": own["from"]}
     mmdet_weights.save_camera_weights(own["out"], mmdet_weights.from_mmdet(weights, network), facts)
     print(f"weights: {report}; {_described(settings)}, pixel_style={style}")
+
+
+def _import_backbone(own: dict[str, str]) -> None:
+    """Write the sparse 3D backbone of a detector."""
+    from lidar.start_weights import save_lidar_weights
+    from mwsis.export.importing import read_backbone
+
+    what, partial = own["ckpt"], own["partial"] == "true"
+    found = read_backbone(what, own["from"])
+    target = f"{found.adapter.target_class} of {own['from']}"
+    if not found.report.fits:
+        _list(found.report)
+        raise WeightMismatchError(f"{what}: {target}, as {found.adapter.architecture}: {found.report}")
+    total = len(found.state) + len(found.missing_parts)
+    count = f"{len(found.state)} of the {total} tensors of lidar={found.adapter.architecture}"
+    if found.missing_parts and not partial:
+        raise WeightMismatchError(
+            f"{what}: {target} has {count}; give partial=true to start with these and random others"
+        )
+    facts = {"origin": own["from"], "class": found.adapter.target_class, "partial": bool(found.missing_parts)}
+    save_lidar_weights(own["out"], found.adapter.architecture, found.state, facts)
+    left_out = ", ".join(f"{part} ({number})" for part, number in found.left_out.items()) or "nothing"
+    print(f"weights: {target}: {count}{', partial' if found.missing_parts else ''}; left out: {left_out}")
 
 
 def _import_run(own: dict[str, str], rest: list[str]) -> None:

@@ -120,18 +120,13 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
     from mwsis.training.callbacks import read_losses
     from mwsis.training.checkpoint import read_run_checkpoint
     from mwsis.training.evaluate import evaluate_run, trained_from
-    from tools.export import EXPORTED_NETWORKS, export_run
+    from tools.export import export_run
 
     state = read_run_checkpoint(folder.checkpoint)
     metrics, shown = evaluate_run(run, state, prepared, str(folder.checkpoint), progress_line)
     if "lidar" in run.method.branches:
         scores = (metrics["lidar"] or {}).get("teacher") or {}
-        if run.lidar.network in EXPORTED_NETWORKS:
-            export_run(state, str(folder.checkpoint), folder.export, "teacher", scores)
-        else:
-            print(
-                f"export: none, lidar.network={run.lidar.network} cannot be exported yet; weights: {folder.checkpoint}"
-            )
+        export_run(state, str(folder.checkpoint), folder.export, "teacher", scores)
     names, bounds = prepared.source.class_names, run.data.point_cloud_range
     network = "teacher" if run.method.ema else "student"
     galleries = [

@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra.utils import get_method
-from torch import nn
 
 from camera.mmdet_segmentor import build_mmdet
 from camera.mmdet_weights import load_camera_weights
@@ -20,7 +18,6 @@ from fusion.segmentor import MultimodalSegmentor
 from fusion.step import Method, WeightedTerm
 from fusion.transforms import PairedTransform
 from lidar.point_head import semantic_loss
-from lidar.segmentor import build_lidar_segmentor
 from lidar.transforms import RotateScaleFlip
 from mwsis.core import segment_ops
 from mwsis.core.errors import ConfigError
@@ -28,13 +25,13 @@ from mwsis.core.schedule import EMADecay, Ramp
 from mwsis.data.given_masks import GivenMasks, MaskFile, TrueMasks
 from mwsis.training.config import (
     BRANCHES,
-    NETWORKS,
     BranchOptimConfig,
     MethodConfig,
     RunConfig,
     TermConfig,
     instantiated,
 )
+from mwsis.training.lidar_branch import build_lidar, set_bn_momentum
 from mwsis.training.prepare import ring_classes
 
 __all__ = [
@@ -47,7 +44,7 @@ __all__ = [
     "optim_settings",
 ]
 
-CAMERA_SEED, LIDAR_SEED = 1, 2
+CAMERA_SEED = 1
 OTHER_LOSSES = ("classification", "box", "centerness", "from_lidar")
 """Of the camera branch, beside its terms."""
 REMEDIES = {
@@ -63,9 +60,11 @@ def check_training(run: RunConfig) -> None:
     """Refuse a run whose camera terms need what nothing provides, or whose file of masks is not one.
 
     Raises:
-        ConfigError: a need without provider; the sentence says what to set.
+        ConfigError: a need without provider; the sentence says what to set. Or a run that fine-tunes.
         DataError: see `mwsis.data.given_masks.MaskFile`.
     """
+    if run.finetune is not None:
+        raise ConfigError("finetune: this trains from 2D boxes; for given labels run tools/finetune.py task=...")
     if "camera" not in run.method.branches:
         return
     method = build_method(run)
@@ -92,14 +91,17 @@ def check_training(run: RunConfig) -> None:
 
 
 def check_start(run: RunConfig, num_classes: int) -> None:
-    """Refuse a new run whose first weights are not there or not its; builds the camera network once, if any are named.
+    """Refuse a new run whose first weights are not there or not its; builds the networks once that have any named.
 
     Raises:
         ConfigError, WeightMismatchError: see `build_segmentor`.
     """
-    named = run.camera.pretrained or run.camera.weights is not None or run.camera.mmdet is not None
-    if "camera" in run.method.branches and named:
-        build_segmentor(replace(run, method=replace(run.method, branches=["camera"])), num_classes)
+    named = {
+        "camera": run.camera.pretrained or run.camera.weights is not None or run.camera.mmdet is not None,
+        "lidar": run.lidar.weights is not None,
+    }
+    if branches := [branch for branch in run.method.branches if named[branch]]:
+        build_segmentor(replace(run, method=replace(run.method, branches=branches)), num_classes)
 
 
 def given_masks(run: RunConfig) -> GivenMasks | None:
@@ -149,8 +151,8 @@ def build_segmentor(run: RunConfig, num_classes: int, start: bool = True) -> Mul
     Args:
         run: configuration.
         num_classes: C.
-        start: load the weights a new run starts from (``camera.pretrained``, ``camera.weights``); false where those of
-            a checkpoint follow.
+        start: load the weights a new run starts from (``camera.pretrained``, ``camera.weights``, ``lidar.weights``);
+            false where those of a checkpoint follow.
 
     Raises:
         ConfigError, WeightMismatchError: a setting does not fit the others, or such weights are not there or not its.
@@ -161,20 +163,9 @@ def build_segmentor(run: RunConfig, num_classes: int, start: bool = True) -> Mul
         if "camera" in run.method.branches:
             torch.manual_seed(run.seed * 10 + CAMERA_SEED)
             camera = (_mmdet_camera if run.camera.mmdet else _own_camera)(run, num_classes, start)
-            _set_bn_momentum(camera, run.camera.bn_momentum)
+            set_bn_momentum(camera, run.camera.bn_momentum)
         if "lidar" in run.method.branches:
-            torch.manual_seed(run.seed * 10 + LIDAR_SEED)
-            lidar = build_lidar_segmentor(
-                get_method(NETWORKS[run.lidar.network]),
-                num_classes,
-                voxel_size=tuple(run.lidar.voxel_size),
-                point_cloud_range=tuple(run.data.point_cloud_range),
-                hidden=run.lidar.hidden,
-                prior=run.lidar.prior,
-                radii=tuple(run.data.radii),
-                min_points=run.lidar.min_points,
-            )
-            _set_bn_momentum(lidar, run.lidar.bn_momentum)
+            lidar = build_lidar(run, num_classes, start)
     return MultimodalSegmentor(camera, lidar)
 
 
@@ -285,9 +276,3 @@ def _ema_maximum(run: RunConfig) -> float:
 
 def _ramp(term: TermConfig) -> Ramp:
     return Ramp(weight=term.weight, start=term.start, length=term.length)
-
-
-def _set_bn_momentum(module: nn.Module, momentum: float) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            part.momentum = momentum

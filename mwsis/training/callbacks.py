@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mwsis.core.distributed import everywhere
 from mwsis.core.files import atomic_write
 from mwsis.training import checkpoint, launch
-from mwsis.training.module import PretrainingModule
+from mwsis.training.module import TrainingModule
 
 __all__ = ["LossLog", "SaveAndStop", "read_losses"]
 
@@ -55,7 +55,7 @@ class SaveAndStop(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, PretrainingModule)
+        assert isinstance(pl_module, TrainingModule)
         done = pl_module.steps_done
         stop = not everywhere(not (self.interrupted or launch.is_orphan()))
         if stop or done % self.every == 0 or done == pl_module.max_steps:
@@ -67,7 +67,7 @@ class SaveAndStop(Callback):
             if requeue and launch.is_first():
                 launch.requeue()
 
-    def _save(self, module: PretrainingModule) -> None:
+    def _save(self, module: TrainingModule) -> None:
         votes = module.step.vote_history
         if launch.is_first():
             counts = {"global_step": module.steps_done, "skipped_steps": module.skipped_steps}
@@ -104,7 +104,7 @@ class LossLog(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, PretrainingModule)
+        assert isinstance(pl_module, TrainingModule)
         step = pl_module.steps_done - 1
         if step % self.every and "skipped" not in outputs:
             return

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
-from fusion.step import PretrainingStep
 from mwsis.core.errors import WeightMismatchError
 from mwsis.core.files import atomic_write
 from mwsis.core.weights import load_weights, read_checkpoint
 from mwsis.training.launch import RunStopped
+
+if TYPE_CHECKING:
+    from mwsis.training.module import TrainingStep
 
 __all__ = ["FORMAT", "read_run_checkpoint", "restore", "save"]
 
@@ -26,7 +29,7 @@ FORMAT = "mwsis-run-1"
 
 
 def save(
-    path: Path, step: PretrainingStep, optimisers: dict[str, Optimizer], counts: dict[str, int], facts: dict[str, Any]
+    path: Path, step: TrainingStep, optimisers: dict[str, Optimizer], counts: dict[str, int], facts: dict[str, Any]
 ) -> None:
     """Write a checkpoint and only then let the vote history forget how to undo.
 
@@ -82,12 +85,13 @@ def read_run_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def restore(state: dict[str, Any], step: PretrainingStep, what: str) -> None:
+def restore(state: dict[str, Any], step: TrainingStep, what: str) -> None:
     """Load weights, teacher and vote overlay.
 
     Raises:
         WeightMismatchError: the checkpoint belongs to another architecture.
     """
+    assert isinstance(step, nn.Module)
     load_weights(step, state["model"], what)
     if step.vote_history is not None:
         step.vote_history.load_state_dict(state["votes"])

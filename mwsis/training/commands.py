@@ -130,9 +130,12 @@ def restore_config(saved: str, asked: DictConfig | None = None, overrides: Seque
         overrides: what the user gave; ``data=...`` takes another data set, ``data.<key>=...`` alone changes the run's.
 
     Raises:
-        ConfigError: an override is about something that training depended on.
+        ConfigError: an override is about something that training depended on, or another version saved it.
     """
-    config = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(saved))
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(saved))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the run's configuration is of another version ({str(error).splitlines()[0]})") from None
     assert isinstance(config, DictConfig)
     if asked is not None and any(override.startswith("data=") for override in overrides):
         config.data = asked.data

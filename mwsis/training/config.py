@@ -23,12 +23,14 @@ __all__ = [
     "BranchOptimConfig",
     "CameraConfig",
     "DataConfig",
+    "FinetuneConfig",
     "LidarConfig",
     "MethodConfig",
     "RunConfig",
     "TermConfig",
     "TrainerConfig",
     "instantiated",
+    "labels_used",
     "register_schemas",
     "typed",
 ]
@@ -44,6 +46,9 @@ NETWORKS = {
 PRECISIONS = ("32", "bf16-camera")
 SEGMENT_OPS = ("torch", "scatter")
 SUPERVISIONS = ("boxes", "masks")
+TASKS = ("detection", "instance", "semantic")
+SCRATCH = "scratch"
+"""What `FinetuneConfig.init` says where nothing is loaded."""
 VOTES_KEPT = 4
 """Of each point; `fusion.vote_history.DEPTH`, which a check before anything heavy is imported cannot read."""
 
@@ -169,6 +174,9 @@ class LidarConfig:
     network: str = "unet_v2"
     # metres, x y z
     voxel_size: list[float] = MISSING
+    # weights of voxel encoder and backbone that a new run starts from, a file of tools/import_weights.py (OpenPCDet,
+    # mmdet3d, SST, det3d); null = none
+    weights: str | None = None
     hidden: int = 64
     bn_momentum: float = 0.1
     semantic_weight: float = 100.0
@@ -289,6 +297,42 @@ class TrainerConfig:
 
 
 @dataclass
+class DetectorConfig:
+    """CenterPoint; values as OpenPCDet has them for Waymo."""
+
+    # two blocks of the neck: 3x3 convolutions after the first, channels, channels after upsampling
+    neck_layers: list[int] = field(default_factory=lambda: [5, 5])
+    neck_channels: list[int] = field(default_factory=lambda: [128, 256])
+    neck_up_channels: list[int] = field(default_factory=lambda: [256, 256])
+    # heat map cells per cell of the encoder's bird's-eye view (8 voxels), along each axis
+    upsample: int = 1
+    head_channels: int = 64
+    # lowest score of a box, and overlap above which the weaker of two boxes of a class is dropped
+    score_threshold: float = 0.1
+    nms_iou: float = 0.7
+
+
+@dataclass
+class FinetuneConfig:
+    """Supervised training from given labels (tools/finetune.py); null in a run that trains from 2D boxes."""
+
+    # detection | instance | semantic
+    task: str = MISSING
+    # export folder whose backbone training starts from, or scratch
+    init: str = SCRATCH
+    # share of the training segments whose labels are used; subsets of one seed are nested
+    label_fraction: float = 1.0
+    # factors of lidar.optim.lr; each is a run of its own
+    lr_scale: list[float] = field(default_factory=lambda: [1.0])
+    # boxes of each class that a sweep should hold after pasting objects of other labelled sweeps; empty = no pasting
+    # (OpenPCDet: 15, 10, 10)
+    paste: list[int] = field(default_factory=list)
+    # points of a pasted object, at least
+    paste_min_points: int = 5
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+
+
+@dataclass
 class RunConfig:
     """Everything that decides a run."""
 
@@ -302,6 +346,7 @@ class RunConfig:
     lidar: LidarConfig = field(default_factory=LidarConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    finetune: FinetuneConfig | None = None
 
 
 def register_schemas() -> None:
@@ -357,6 +402,10 @@ def typed(config: DictConfig) -> RunConfig:
     if run.data.crop is not None and (len(run.data.crop) != 2 or min(run.data.crop) < 1):
         raise ConfigError(f"data.crop: expected rows and columns in pixels, such as [256,384], got {run.data.crop}")
     _check_method(run.method)
+    if run.finetune is not None:
+        _check_finetune(run.finetune)
+        if run.lidar.weights is not None:
+            raise ConfigError("lidar.weights: fine-tuning starts from finetune.init; leave lidar.weights out")
     return run
 
 
@@ -378,6 +427,32 @@ def _check_method(method: MethodConfig) -> None:
             f"method.pvc_agree: expected more than half of method.pvc_of={method.pvc_of} and no more than all, got "
             f"{method.pvc_agree}"
         )
+
+
+def _check_finetune(finetune: FinetuneConfig) -> None:
+    if finetune.task not in TASKS:
+        raise ConfigError(f"finetune.task: no '{finetune.task}'" + closest_name(finetune.task, TASKS))
+    if not 0 < finetune.label_fraction <= 1:
+        raise ConfigError(f"finetune.label_fraction: expected more than 0, at most 1, got {finetune.label_fraction}")
+    scales = finetune.lr_scale
+    if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
+        raise ConfigError(f"finetune.lr_scale: expected different positive factors, got {scales}")
+    if finetune.paste and min(finetune.paste) < 0:
+        raise ConfigError(f"finetune.paste: expected a number of boxes for each class, got {finetune.paste}")
+    if not 0 <= finetune.detector.score_threshold < 1 or not 0 <= finetune.detector.nms_iou <= 1:
+        raise ConfigError("finetune.detector: expected 0 <= score_threshold < 1 and 0 <= nms_iou <= 1")
+
+
+def labels_used(run: RunConfig) -> str:
+    """Say in words which labels of the data set training saw."""
+    if run.finetune is not None:
+        kind = "3D boxes" if run.finetune.task == "detection" else "point labels"
+        before = "" if run.finetune.init == SCRATCH else ", after pretraining"
+        return f"gt_ {kind} of {run.finetune.label_fraction:.0%} of the segments{before}"
+    if run.data.masks is not None:
+        made = "gt_ or pseudo_" if run.data.supervision == "masks" else "pseudo_"
+        return f"2D boxes and the {made} masks of {run.data.masks}"
+    return "2D boxes and their gt_ masks" if run.data.supervision == "masks" else "2D boxes only"
 
 
 def instantiated(node: Any, where: str) -> Any:

@@ -12,13 +12,13 @@ from mwsis.evaluation.predictions import FramePrediction, SplitScores
 from mwsis.evaluation.protocols import OURS, PROTOCOLS, Protocol
 from mwsis.training import build
 from mwsis.training.commands import restore_config
-from mwsis.training.config import RunConfig, typed
+from mwsis.training.config import RunConfig, labels_used, typed
 from mwsis.training.inference import predict
 from mwsis.training.label_scores import label_quality
 from mwsis.training.prepare import Prepared, ring_classes
 from mwsis.training.run import load_run
 
-__all__ = ["evaluate_run", "for_protocol", "labels_used", "trained_from"]
+__all__ = ["evaluate_run", "for_protocol", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -96,16 +96,10 @@ def for_protocol(run: RunConfig, protocol: Protocol) -> RunConfig:
     return replace(run, data=replace(run.data, source=source, train_split=run.data.val_split))
 
 
-def labels_used(run: RunConfig) -> str:
-    """Say in words which labels of the data set training saw."""
-    if run.data.masks is not None:
-        made = "gt_ or pseudo_" if run.data.supervision == "masks" else "pseudo_"
-        return f"2D boxes and the {made} masks of {run.data.masks}"
-    return "2D boxes and their gt_ masks" if run.data.supervision == "masks" else "2D boxes only"
-
-
 def trained_from(run: RunConfig, branch: str) -> str:
     """Say in words what the networks of a branch were trained from."""
+    if run.finetune is not None:
+        return labels_used(run)
     method = run.method
     if branch == "camera":
         said = [labels_used(run).removesuffix(" only")] + ["pseudo_ masks of its teacher (IPG)"] * method.ipg

@@ -4,31 +4,56 @@ Several processes average their gradients once, after the backward pass, instead
 parameters a step reaches differs between processes (no object in one's images) and between steps (`lidar_every`), and
 the exchanges of shared batch norms must not mix with those of a wrapper.
 
-What is optimised is `fusion.step`; why a run can be interrupted anywhere is `checkpoint.py` and `callbacks.py`.
+What is optimised is a `TrainingStep`: `fusion.step`, or `finetune_step.py` after it; why a run can be interrupted
+anywhere is `checkpoint.py` and `callbacks.py`.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fusion.step import PretrainingStep
-from mwsis.core.batch import Batch, move
+from fusion.vote_history import VoteHistory
+from mwsis.core.batch import move
 from mwsis.core.distributed import average_gradients, gather, mean_over_processes
 from mwsis.training import launch
 from mwsis.training.config import BranchOptimConfig, TrainerConfig
 from mwsis.training.optim import build_optimiser, clip_gradients, largest_gradient, set_learning_rate
 
-__all__ = ["PretrainingModule"]
+__all__ = ["TrainingModule", "TrainingStep"]
 
 
-class PretrainingModule(lightning.LightningModule):
-    """Trains the student of a `PretrainingStep`.
+class TrainingStep(Protocol):
+    """An `nn.Module` that this machinery can train.
+
+    Attributes:
+        student: trained by gradient; its attributes named after the optimised branches are those branches.
+        vote_history: see `fusion.step.PretrainingStep`; None where there is none.
+    """
+
+    @property
+    def student(self) -> nn.Module: ...
+    @property
+    def vote_history(self) -> VoteHistory | None: ...
+
+    def losses(self, batch: Any, progress: float, with_lidar: bool = True) -> dict[str, Tensor]:
+        """Return the weighted losses of one batch; their sum is what the student minimises."""
+        ...
+
+    def update_teacher(self, progress: float) -> None:
+        """Follow the student after an optimiser step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains the student of a `TrainingStep`.
 
     A step with a loss or gradient that is not finite, on any process, is skipped on all: weights, optimisers, teacher
     and running statistics stay as they were. It still counts as a step, so that all others see what they would have
@@ -46,7 +71,7 @@ class PretrainingModule(lightning.LightningModule):
 
     def __init__(
         self,
-        step: PretrainingStep,
+        step: TrainingStep,
         optim: dict[str, BranchOptimConfig],
         trainer: TrainerConfig,
         resumed: dict[str, Any] | None = None,
@@ -77,7 +102,7 @@ class PretrainingModule(lightning.LightningModule):
             self.branch_optimisers[branch] = optimiser
         return list(self.branch_optimisers.values())
 
-    def training_step(self, parts: list[Batch], batch_index: int) -> dict[str, Tensor]:
+    def training_step(self, parts: list[Any], batch_index: int) -> dict[str, Tensor]:
         """Return the losses of the step over all parts and processes, or ``skipped`` in their place."""
         progress = self.steps_done / self.max_steps
         statistics = [buffer.clone() for buffer in self.step.student.buffers()]
@@ -93,7 +118,7 @@ class PretrainingModule(lightning.LightningModule):
             self.step.update_teacher(progress)
         return losses
 
-    def _backward(self, parts: list[Batch], progress: float) -> dict[str, Tensor]:
+    def _backward(self, parts: list[Any], progress: float) -> dict[str, Tensor]:
         """Add up the gradients of this process's parts and return their mean losses.
 
         Losses divide by the counts of their part (`mwsis.core.distributed.normaliser`), since those of the later parts
@@ -113,7 +138,7 @@ class PretrainingModule(lightning.LightningModule):
         return means
 
     @torch.no_grad()
-    def _skip(self, losses: dict[str, Tensor], parts: list[Batch], statistics: list[Tensor]) -> None:
+    def _skip(self, losses: dict[str, Tensor], parts: list[Any], statistics: list[Tensor]) -> None:
         """Undo what the forward pass changed, drop the gradients and say so; end the run when it was one too many."""
         frames = [frame for own in gather([part.frame_ids for part in parts]) for part in own for frame in part]
         wrong = ", ".join(self._not_finite(losses)[:5])
@@ -158,5 +183,5 @@ class PretrainingModule(lightning.LightningModule):
         for other in others:
             other.optimizer.step()
 
-    def transfer_batch_to_device(self, batch: list[Batch], device: torch.device, dataloader_idx: int) -> list[Batch]:
+    def transfer_batch_to_device(self, batch: list[Any], device: torch.device, dataloader_idx: int) -> list[Any]:
         return [move(part, device) for part in batch]

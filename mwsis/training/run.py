@@ -1,4 +1,4 @@
-"""Train a run, from its first step or from where it was interrupted: Lightning around `fusion.step`.
+"""Train a run, from its first step or from where it was interrupted: Lightning around `fusion.step`, or any step.
 
 Before: `folder.py` (where it is kept), `prepare.py` (frames and labels). After: `evaluate.py`.
 """
@@ -23,29 +23,55 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import PretrainingStep
 from fusion.vote_history import VoteHistory
-from mwsis.core.batch import Batch, Sample
 from mwsis.core.distributed import num_processes, process_rank, share_batch_norms, share_state
 from mwsis.core.files import atomic_write
 from mwsis.data.dataset import FrameDataset, collate
 from mwsis.data.sampler import ResumableSampler
+from mwsis.data.source import Source
 from mwsis.training import build, checkpoint, launch
 from mwsis.training.batching import collate_padded
 from mwsis.training.callbacks import LossLog, SaveAndStop
 from mwsis.training.config import RunConfig
 from mwsis.training.folder import RunFolder
-from mwsis.training.module import PretrainingModule
-from mwsis.training.prepare import Prepared, Split
+from mwsis.training.module import TrainingModule, TrainingStep
+from mwsis.training.prepare import Prepared
 
-__all__ = ["build_step", "load_run", "train"]
+__all__ = ["build_step", "fit", "load_run", "train"]
+
+Join = Callable[[list[Any]], Any]
 
 
 def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
+    """Train from 2D boxes, or continue, until ``trainer.max_steps``; see `fit`."""
+    samples = FrameDataset(
+        prepared.train.frames, prepared.train.labels, build.build_transform(run, augment=True), run.seed
+    )
+    join = partial(collate_padded, size=tuple(run.data.pad_to)) if run.data.pad_to else collate
+    return fit(run, folder, prepared.source, partial(build_step, run, prepared, folder), samples, join)
+
+
+def fit(
+    run: RunConfig,
+    folder: RunFolder,
+    source: Source,
+    new_step: Callable[[], TrainingStep],
+    samples: Dataset[Any],
+    join: Join,
+) -> bool:
     """Train, or continue, until ``trainer.max_steps``; each of several processes calls this (`launch.join`).
+
+    Args:
+        run: configuration.
+        folder: where the run is kept.
+        source: the data set, for the facts in a checkpoint.
+        new_step: makes the untrained step, a function of the configuration alone.
+        samples: F training samples by (index, position), see `ResumableSampler`.
+        join: makes a batch, with ``frame_ids``, of some samples.
 
     Returns:
         True when the run is complete, False when it was interrupted and can be resumed.
@@ -62,8 +88,8 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
         if launch.is_first() and not folder.config.exists():
             with atomic_write(folder.config) as temporary:
                 temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)), encoding="utf-8")
-        step, state = _restored_step(run, prepared, folder)
-    module = PretrainingModule(step, build.optim_settings(run), run.trainer, state)
+        step, state = _restored_step(new_step, folder)
+    module = TrainingModule(step, build.optim_settings(run), run.trainer, state)
     start_step = module.start_step
     if start_step >= run.trainer.max_steps:
         return True
@@ -71,12 +97,12 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
         share_batch_norms(step.student)
     facts = {
         "config": folder.config.read_text(encoding="utf-8"),  # as it was begun, whatever it is resumed on
-        "class_names": list(prepared.source.class_names),
-        "data_fingerprint": prepared.source.fingerprint(),
+        "class_names": list(source.class_names),
+        "data_fingerprint": source.fingerprint(),
     }
     save_and_stop = SaveAndStop(folder.checkpoint, run.trainer.checkpoint_every, facts, run.trainer.slurm)
     with _faults_explained(run.trainer.workers, folder):
-        _trainer(run, folder, start_step, save_and_stop).fit(module, _loader(run, prepared.train, start_step))
+        _trainer(run, folder, start_step, save_and_stop).fit(module, _loader(run, samples, join, start_step))
     return not save_and_stop.interrupted
 
 
@@ -97,11 +123,11 @@ def _faults_explained(workers: int, folder: RunFolder) -> Iterator[None]:
 
 
 def _restored_step(
-    run: RunConfig, prepared: Prepared, folder: RunFolder
-) -> tuple[PretrainingStep, dict[str, Any] | None]:
+    new_step: Callable[[], TrainingStep], folder: RunFolder
+) -> tuple[TrainingStep, dict[str, Any] | None]:
     """Return the step and the checkpoint it continues from; the votes of a new run are emptied."""
     state = checkpoint.read_run_checkpoint(folder.checkpoint) if folder.checkpoint.exists() else None
-    step = build_step(run, prepared, folder)
+    step = new_step()
     if state:
         checkpoint.restore(state, step, str(folder.checkpoint))
     elif step.vote_history is not None and launch.is_first_of_node():
@@ -145,12 +171,11 @@ def load_run(
     return step.teaching_model, step.student
 
 
-def _loader(run: RunConfig, split: Split, start_step: int) -> DataLoader[Any]:
+def _loader(run: RunConfig, samples: Dataset[Any], join: Join, start_step: int) -> DataLoader[Any]:
     frames_per_step, shares, num_parts = run.trainer.frames_per_step, num_processes(), run.trainer.accumulate
-    samples = FrameDataset(split.frames, split.labels, build.build_transform(run, augment=True), run.seed)
-    positions = run.trainer.max_steps * frames_per_step
-    sampler = ResumableSampler(len(samples), positions, run.seed, start_step * frames_per_step, process_rank(), shares)
-    join = partial(collate_padded, size=tuple(run.data.pad_to)) if run.data.pad_to else collate
+    positions, start = run.trainer.max_steps * frames_per_step, start_step * frames_per_step
+    num_frames = len(samples)  # type: ignore[arg-type]
+    sampler = ResumableSampler(num_frames, positions, run.seed, start, process_rank(), shares)
     return DataLoader(
         samples,
         batch_size=frames_per_step // shares,
@@ -161,7 +186,7 @@ def _loader(run: RunConfig, split: Split, start_step: int) -> DataLoader[Any]:
     )
 
 
-def _in_parts(samples: list[Sample], num_parts: int, join: Callable[[list[Sample]], Batch]) -> list[Batch]:
+def _in_parts(samples: list[Any], num_parts: int, join: Join) -> list[Any]:
     """Return the batches of one step, in the order of the samples."""
     size = len(samples) // num_parts
     return [join(samples[start : start + size]) for start in range(0, len(samples), size)]

@@ -1,4 +1,4 @@
-"""tools/import_weights.py: mmdet's weights become a start for training, or one sentence says why not."""
+"""tools/import_weights.py, cameras: mmdet's weights become a start for training, or one sentence says why not."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_configuration_that_does_not_fit_is_refused(command, checkpoint, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["from=mmdet3d"], "from=mmdet3d: no such framework; did you mean 'mmdet'?"),
+        (["from=mmdetection"], "from=mmdetection: no such framework; did you mean 'mmdet'?"),
         (
             ["from=mmdet", "data=street"],
             "argument 'data=street': expected ckpt, from, out, pixel_style",

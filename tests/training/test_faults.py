@@ -19,7 +19,7 @@ from mwsis.training.callbacks import read_losses
 from mwsis.training.checkpoint import read_run_checkpoint
 from mwsis.training.folder import RunFolder
 from mwsis.training.launch import RunStopped
-from mwsis.training.module import PretrainingModule
+from mwsis.training.module import TrainingModule
 from mwsis.training.run import train
 from tests.training.kill_stress import assert_same_end, stress
 from tools import train as command
@@ -65,7 +65,7 @@ def spoil(monkeypatch):
 @pytest.fixture
 def watched_steps(monkeypatch):
     """Say of each step whether it changed anything that is saved."""
-    changed, training_step = {}, PretrainingModule.training_step
+    changed, training_step = {}, TrainingModule.training_step
 
     def snapshot(module):
         optimisers = [optimiser.state_dict()["state"] for optimiser in module.branch_optimisers.values()]
@@ -79,7 +79,7 @@ def watched_steps(monkeypatch):
         changed[step] = len(before) != len(after) or not all(map(torch.equal, before, after))
         return found
 
-    monkeypatch.setattr(PretrainingModule, "training_step", watched)
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
     return changed
 
 
