@@ -207,20 +207,9 @@ def read_mmdet(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of an mmdet 3.x checkpoint and what it says about itself (``meta``; may be empty).
 
     Raises:
-        WeightMismatchError: no such file; or it holds more than tensors and plain values, as mmengine's own checkpoints
-            with their logs do: reading that would run code of the file.
+        WeightMismatchError: no such file, or none of mmdet. mmengine's logs and settings in it are left out, unread.
     """
-    try:
-        content = read_checkpoint(path)
-    except WeightMismatchError as error:
-        if "Weights only load failed" not in str(error):
-            raise
-        raise WeightMismatchError(
-            f"{path}: it holds more than tensors, so reading it would run code of the file; where you trust it, keep "
-            "only the weights: python -c \"import sys, torch; s = torch.load(sys.argv[1], 'cpu', weights_only=False); "
-            "m = s.get('meta', {}); torch.save({'state_dict': dict(s['state_dict']), 'meta': {'cfg': "
-            "str(m.get('cfg', ''))}}, sys.argv[2])\" FILE WEIGHTS_FILE"
-        ) from None
+    content = read_checkpoint(path, keep_foreign_out=True)
     weights = content.get("state_dict", content)
     meta = content.get("meta") or {}
     if not isinstance(weights, dict) or not weights or not all(isinstance(each, Tensor) for each in weights.values()):

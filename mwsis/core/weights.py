@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mwsis.core.errors import WeightMismatchError
 
-__all__ = ["LoadReport", "compare_weights", "load_weights", "read_checkpoint"]
+__all__ = ["Foreign", "LoadReport", "compare_weights", "load_weights", "read_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,26 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> L
     return report
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
+class Foreign:
+    """In the place of an object of a class that is not known here; nothing of it is kept and nothing of it is run."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Foreign:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take anything."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep nothing."""
+
+
+def read_checkpoint(path: Path | str, keep_foreign_out: bool = False) -> dict[str, Any]:
     """Return the content of a checkpoint file, tensors on the CPU; no code in it is run.
 
     Args:
         path: a file written by ``torch.save``.
+        keep_foreign_out: the file may hold objects of other programs beside the weights (logs, settings); each is
+            `Foreign` in what is returned.
 
     Returns:
         The saved dictionary.
@@ -108,7 +123,11 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         WeightMismatchError: there is no such file, it is not a checkpoint, or it holds more than tensors and numbers.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        known: list[Any] = []
+        if keep_foreign_out:
+            known = [(Foreign, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
+        with torch.serialization.safe_globals(known):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightMismatchError(f"{path}: no such file; give the path of a checkpoint") from None
     except Exception as error:  # the unpickler raises anything at all on foreign bytes

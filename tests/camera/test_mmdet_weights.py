@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,14 +123,25 @@ def test_other_networks_are_refused(weights, change, sentence):
         network_settings(changed, "file")
 
 
-class Foreign:
+class Buffer:
     """Stands for mmengine's log buffers, which its checkpoints hold."""
 
+    def __init__(self):
+        self.values = np.arange(3.0)
 
-def test_files_that_hold_code_are_not_read(tmp_path):
+
+def test_what_is_not_weights_is_left_out_and_never_run(tmp_path, monkeypatch):
     path = tmp_path / "epoch_12.pth"
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "message_hub": Foreign()}, path)
-    with pytest.raises(WeightMismatchError, match=r"it holds more than tensors.*keep only the weights: python -c"):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "message_hub": {"loss": Buffer()}, "meta": {"cfg": "x"}}, path)
+    monkeypatch.setattr(Buffer, "__setstate__", lambda self, state: pytest.fail("it was run"), raising=False)
+    state, meta = read_mmdet(path)
+    assert state["a"] == 1
+    assert meta["cfg"] == "x"
+    torch.save({"state_dict": {"a": Buffer()}}, path)
+    with pytest.raises(WeightMismatchError, match="expected 'state_dict'"):
+        read_mmdet(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(WeightMismatchError, match="expected a checkpoint of tensors"):
         read_mmdet(path)
     with pytest.raises(WeightMismatchError, match="no such file"):
         read_mmdet(tmp_path / "absent.pth")
@@ -140,6 +152,25 @@ def test_files_that_hold_code_are_not_read(tmp_path):
     state, meta = read_mmdet(path)
     assert state["a"] == 1
     assert meta["cfg"] == "model = 1"
+
+
+class Evil:
+    """Runs code where a file is unpickled."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __reduce__(self):
+        return exec, (self.code,)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    path, trace = tmp_path / "epoch_12.pth", tmp_path / "trace"
+    torch.save({"state_dict": {"a": torch.ones(1)}, "hook": Evil(f"open({str(trace)!r}, 'w')")}, path)
+    assert read_mmdet(path)[0]["a"] == 1
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # so it would have been
 
 
 @pytest.mark.parametrize("style", ["imagenet", "caffe"])
