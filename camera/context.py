@@ -104,6 +104,8 @@ class MaskContext:
         target: pseudo masks, ``None`` before their source starts.
         teacher: of whom masks, boxes and features can be asked; ``None`` where there is no step around.
         pixel_feats: (I, D, H/8, W/8), the student's mask features; ``None`` where there is no step around.
+        progress: share of the run already done; each optimiser step has its own.
+        pasted: exact masks of the objects pasted into the images, ``None`` where nothing is pasted.
     """
 
     mask_logits: Tensor
@@ -112,6 +114,8 @@ class MaskContext:
     target: DenseTarget | None = None
     teacher: TeacherView | None = None
     pixel_feats: Tensor | None = None
+    progress: float = 0.0
+    pasted: DenseTarget | None = None
 
     @property
     def gt_boxes(self) -> Tensor:

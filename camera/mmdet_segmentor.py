@@ -169,6 +169,7 @@ class _MaskHead(nn.Module):
     def __init__(self, head: Any) -> None:
         super().__init__()
         self.head = head
+        self.mask_channels = int(head.in_channels)
 
     def forward(self, mask_feats: Tensor, params: Tensor, locations: Locations, cells: Cells) -> MaskOutput:
         """Return K masks of (I, D, H/8, W/8) features and (K, P) numbers."""

@@ -8,10 +8,10 @@ from it is in `fusion`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from camera.affinity import CELL
@@ -26,6 +26,7 @@ __all__ = [
     "BoxFill",
     "Compose",
     "DenseTarget",
+    "Learner",
     "MaskSource",
     "MatchedDetections",
     "OfflineMasks",
@@ -51,6 +52,24 @@ class MaskSource(Protocol):
 
     def propose(self, ctx: MaskContext) -> DenseTarget:
         """Return a pseudo mask per object of the step."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A part of a method that learns from steps beside the networks; a module, so that its state is the step's."""
+
+    def begin(self, num_classes: int, channels: int) -> None:
+        """Make the state of a new run, the same in every process.
+
+        Args:
+            num_classes: C.
+            channels: D, depth of the mask features.
+        """
+        ...
+
+    def after_step(self) -> None:
+        """Learn from the step, once, after the optimiser's; not called after a skipped one."""
         ...
 
 
@@ -131,7 +150,7 @@ def match_greedily(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
         free[asking[refused], wish[refused]] = False
 
 
-class Refined:
+class Refined(nn.Module):
     """Another source's masks, sharpened by the colours of the image within the box that a person drew.
 
     A student that learns from its teacher's masks as they are learns what it knows; colours and exact boxes add to it.
@@ -147,6 +166,7 @@ class Refined:
     """
 
     def __init__(self, source: MaskSource, refinement: ColorRefinement | None = None) -> None:
+        super().__init__()
         self.source = source
         self.refinement = refinement or ColorRefinement(steps=(1, 2, 4), cell=CELL)
         if self.refinement.cell != CELL:
@@ -265,7 +285,7 @@ class BoxFill:
         return DenseTarget(filled.float(), torch.ones_like(ctx.gt_labels, dtype=torch.bool))
 
 
-class Compose:
+class Compose(nn.Module):
     """One mask per object from several sources.
 
     Args:
@@ -282,7 +302,9 @@ class Compose:
             raise ConfigError("Compose: expected at least one source, got []")
         if mode not in COMPOSE_MODES:
             raise ConfigError(f"Compose: no mode '{mode}'{closest_name(mode, COMPOSE_MODES)}")
+        super().__init__()
         self.sources = list(sources)
+        self.learning = nn.ModuleList(source for source in sources if isinstance(source, nn.Module))
         self.mode = mode
         self.needs = frozenset[str]().union(*(source.needs for source in sources))
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from camera.condinst import MASK_STRIDE
 from camera.context import DenseTarget, MaskContext, TeacherView
+from camera.copy_paste import CopyPaste, Pasted
 from camera.segmentor import CondInst
-from camera.sources import MaskSource
+from camera.sources import Learner, MaskSource
 from fusion.correspondence import PointPixelPairs, point_pixel_pairs
 from fusion.distillation import border_certainty, camera_to_lidar, class_maps, lidar_to_camera
 from fusion.lidar_depth import unoccluded
@@ -63,6 +64,7 @@ class Method:
     Attributes:
         camera_terms: mask terms by name.
         mask_source: makes camera pseudo masks; None = none.
+        copy_paste: pastes objects of earlier images while a term learns from them; None = nothing is pasted.
         lidar_to_camera, camera_to_lidar: weight of the distillation over the run; None = off.
         record_votes_from: progress from which the teacher's point votes are stored; None = never.
         correct_votes_from: progress from which agreeing votes override spatial labels.
@@ -78,6 +80,7 @@ class Method:
 
     camera_terms: dict[str, WeightedTerm]
     mask_source: MaskSource | None = None
+    copy_paste: CopyPaste | None = None
     lidar_to_camera: Ramp | None = None
     camera_to_lidar: Ramp | None = None
     hidden_pairs: bool = True
@@ -131,6 +134,11 @@ class PretrainingStep(nn.Module):
         self.method = method
         self.num_classes = num_classes
         self.vote_history = vote_history
+        self.mask_source = method.mask_source  # a part of the step, since it may learn
+        self.copy_paste = method.copy_paste
+        self.learners = [part for part in self.modules() if isinstance(part, Learner)]
+        for learner in self.learners:
+            learner.begin(num_classes, student.camera.mask_head.mask_channels if student.camera is not None else 0)
 
     def losses(self, batch: Batch, progress: float, with_lidar: bool = True) -> dict[str, Tensor]:
         """Return the weighted losses of one batch; their sum is what the student minimises.
@@ -150,7 +158,8 @@ class PretrainingStep(nn.Module):
         with_camera = everywhere(len(batch.images) > 0)
         taught = self._teacher_points(batch, progress) if with_lidar else None
         if self.student.camera is not None and with_camera:
-            view = self._camera_losses(batch, progress, losses)
+            batch, pasted = self._pasted(batch, progress)
+            view = self._camera_losses(batch, pasted, progress, losses)
         if self.student.lidar is not None and with_lidar:
             points = self._lidar_losses(batch, taught, progress, losses)
         if view is not None and points is not None:
@@ -159,7 +168,9 @@ class PretrainingStep(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, progress: float) -> None:
-        """Move the teacher towards the student; call after the optimiser step."""
+        """Move the teacher towards the student, and what learns from masks; call after the optimiser step."""
+        for learner in self.learners:
+            learner.after_step()
         if self.teacher is not None and self.method.ema_decay is not None:
             self.teacher.update(self.student, self.method.ema_decay(progress))
 
@@ -177,7 +188,16 @@ class PretrainingStep(nn.Module):
             self.teacher.eval()
         return self
 
-    def _camera_losses(self, batch: Batch, progress: float, losses: dict[str, Tensor]) -> CameraPass:
+    def _pasted(self, batch: Batch, progress: float) -> tuple[Batch, Pasted | None]:
+        """Return the batch with objects pasted into its images, where its points then show nothing; once asked for."""
+        if self.copy_paste is None or not self._pastes_asked(progress):
+            return batch, None
+        pasted = self.copy_paste.compose(batch.images, progress)
+        return replace(batch, images=pasted.images, image_index=pasted.shows(batch.pixel_uv, batch.image_index)), pasted
+
+    def _camera_losses(
+        self, batch: Batch, pasted: Pasted | None, progress: float, losses: dict[str, Tensor]
+    ) -> CameraPass:
         camera, images = self.student.camera, batch.images
         assert camera is not None
         dense = camera.dense(images.for_student)
@@ -188,9 +208,13 @@ class PretrainingStep(nn.Module):
         sampled = camera.sample(dense, positives, self.method.masks_per_image)
         teacher = TeacherView(self._teaching_camera, images, sampled)
         logits = camera.decode_masks(dense, sampled)
-        context = MaskContext(logits, sampled, images, None, teacher, dense.mask_feats)
-        if self.method.mask_source is not None and self._masks_asked(progress):
-            context = replace(context, target=self.method.mask_source.propose(context))
+        exact = None if pasted is None else pasted.target
+        context = MaskContext(logits, sampled, images, None, teacher, dense.mask_feats, progress, exact)
+        if self.mask_source is not None and self._masks_asked(progress):
+            context = replace(context, target=self.mask_source.propose(context))
+        if self.copy_paste is not None and pasted is not None and context.target is not None:
+            context = replace(context, target=pasted.without(context.target, context.gt_image))
+            self.copy_paste.cut(pasted, context)
         for name, weighted in self.method.camera_terms.items():
             assert f"camera/{name}" not in losses
             weight = weighted.schedule(progress)
@@ -285,7 +309,11 @@ class PretrainingStep(nn.Module):
         """Return whether a term or the LiDAR branch asks for pseudo masks at this point of the run."""
         asked = [term.schedule(progress) > 0 for term in self.method.camera_terms.values() if term.needs_target]
         asked.append(self.method.camera_to_lidar is not None and self.method.camera_to_lidar(progress) > 0)
-        return any(asked)
+        return any(asked) or (self.copy_paste is not None and self._pastes_asked(progress))
+
+    def _pastes_asked(self, progress: float) -> bool:
+        """Return whether a term learns from pasted objects at this point of the run."""
+        return any("pasted" in one.needs and one.schedule(progress) > 0 for one in self.method.camera_terms.values())
 
     def _corrected_labels(self, batch: Batch, progress: float) -> PointLabels:
         """Return the labels to train on: the batch's, corrected by votes, these corrected by ring segments.

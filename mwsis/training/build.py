@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from camera.copy_paste import CopyPaste
 from camera.mmdet_segmentor import build_mmdet
 from camera.mmdet_weights import load_camera_weights
 from camera.segmentor import CondInst, build_condinst
@@ -49,6 +50,7 @@ OTHER_LOSSES = ("classification", "box", "centerness", "from_lidar")
 """Of the camera branch, beside its terms."""
 REMEDIES = {
     "target": "pseudo masks; give method.mask_source",
+    "pasted": "pasted objects; give method.copy_paste",
     "ema_teacher": "a teacher of its own; set method.ema=true",
     "given_masks": "masks of the boxes; set data.supervision=masks, or data.masks to a COCO file",
     "lidar": "the LiDAR branch; add it to method.branches",
@@ -75,6 +77,7 @@ def check_training(run: RunConfig) -> None:
         "lidar": "lidar" in run.method.branches,
         "given_masks": run.data.supervision == "masks" or run.data.masks is not None,
         "target": method.mask_source is not None,
+        "pasted": method.copy_paste is not None,
     }
     asking: dict[str, Any] = {
         f"method.camera_terms.{name}": weighted.term for name, weighted in method.camera_terms.items()
@@ -82,6 +85,8 @@ def check_training(run: RunConfig) -> None:
     wanted = any(weighted.needs_target for weighted in method.camera_terms.values())
     if method.mask_source is not None and (wanted or method.camera_to_lidar is not None):
         asking["method.mask_source"] = method.mask_source
+    if method.copy_paste is not None:
+        asking["method.copy_paste"] = method.copy_paste
     for where, asker in asking.items():
         for need in sorted(asker.needs):
             if not provided.get(need, False):
@@ -235,6 +240,7 @@ def build_method(run: RunConfig) -> Method:
     return Method(
         camera_terms=terms if "camera" in config.branches else {},
         mask_source=_mask_source(config),
+        copy_paste=_copy_paste(run),
         lidar_to_camera=_ramp(config.lidar_to_camera) if both and config.lidar_to_camera.enabled else None,
         camera_to_lidar=_ramp(config.camera_to_lidar) if both and config.camera_to_lidar.enabled else None,
         hidden_pairs=config.cscs.hidden_pairs,
@@ -262,6 +268,17 @@ def _mask_source(config: MethodConfig) -> MaskSource | None:
         return None
     source: MaskSource = instantiated(config.mask_source, "method.mask_source")
     return Refined(source) if config.refine_masks else source
+
+
+def _copy_paste(run: RunConfig) -> CopyPaste | None:
+    if not run.method.copy_paste or "camera" not in run.method.branches:
+        return None
+    if run.data.supervision == "masks" or run.data.masks is not None:
+        raise ConfigError(
+            "method.copy_paste: pastes where only boxes are known; set it to null to train on given masks"
+        )
+    pasting: CopyPaste = instantiated(run.method.copy_paste, "method.copy_paste")
+    return pasting
 
 
 def optim_settings(run: RunConfig) -> dict[str, BranchOptimConfig]:

@@ -255,6 +255,8 @@ class MethodConfig:
     strong_view: Any = None
     # `_target_` of the source of camera pseudo masks (camera.sources)
     mask_source: Any = None
+    # `_target_` of what pastes objects of earlier images into the images (camera.copy_paste); null = nothing
+    copy_paste: Any = None
     # sharpen these masks by colours within the boxes (camera.sources.Refined; published: false)
     refine_masks: bool = False
     camera_terms: dict[str, TermConfig] = field(default_factory=dict)

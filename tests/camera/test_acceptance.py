@@ -1,9 +1,9 @@
 """The published configurations piece by piece, and what detection learns from unusual boxes.
 
 The acceptance checks of the camera methods: 1 and 5 in `test_condinst.py`; 2 and 3 in `test_terms.py` and
-`tests/core/test_losses.py`; 4 in `test_affinity.py`; 6 and 17 (no samples) in `test_terms.py`; 9 in `test_sources.py`;
-10 in `tests/core/test_ema.py`; 15 and 16 in `tests/training/test_run.py`; 17 (two processes, no positives) in
-`test_fcos.py` and `tests/training/test_ddp.py`.
+`tests/core/test_losses.py`; 4 in `test_affinity.py`; 6 and 17 (no samples) in `test_terms.py`; 8 in
+`test_prototypes.py`; 9 in `test_sources.py`; 10 in `tests/core/test_ema.py`; 15 and 16 in `tests/training/test_run.py`;
+17 (two processes, no positives) in `test_fcos.py` and `tests/training/test_ddp.py`.
 """
 
 import math

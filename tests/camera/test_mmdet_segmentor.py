@@ -252,7 +252,7 @@ def test_operators_without_mmcvs_compiled_code():
 
 
 @with_mmdet
-@pytest.mark.parametrize("recipe", ["boxteacher", "mwsis_camera"])
+@pytest.mark.parametrize("recipe", ["boxteacher", "mwsis_camera", "sim"])
 def test_a_recipe_trains_an_mmdet_network(tmp_path, recipe):
     """The setting `camera.mmdet`: student, EMA teacher and every term of the recipe, one step with a gradient."""
     (tmp_path / "config.py").write_text(config_text())

@@ -8,6 +8,15 @@ from mwsis.training.commands import compose_run
 from mwsis.training.config import typed
 from mwsis.training.prepare import build_source, prepare
 
+SIM_AT_ONCE = (
+    "method=sim",
+    "method.copy_paste.prob=1",
+    # sure from the first step, so that prototypes learn and objects are cut out in a tiny run
+    "method.mask_source.inner._target_=camera.sources.BoxFill",
+    "~method.mask_source.inner.mu",
+    "~method.mask_source.inner.use_cls",
+)
+
 
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from camera.prototypes import PrototypeRefiner
 from camera.sources import BoxFill, MatchedDetections, OfflineMasks, PositiveAggregation, Refined
 from fusion.step import PretrainingStep
 from mwsis.core.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ RECIPES = {
     "boxinst": (type(None), {"projection", "pairwise"}),
     "mwsis_camera": (PositiveAggregation, {"projection", "pairwise", "ipg"}),
     "boxteacher": (MatchedDetections, {"projection", "pairwise", "pseudo_mask", "mask_affinity"}),
+    "sim": (PrototypeRefiner, {"projection", "pairwise", "pseudo_mask", "paste"}),
     "full": (OfflineMasks, {"projection", "masks"}),
     "boxfill": (BoxFill, {"projection", "filled"}),
 }

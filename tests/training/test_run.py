@@ -22,7 +22,10 @@ from mwsis.training.evaluate import evaluate_run
 from mwsis.training.folder import RunFolder
 from mwsis.training.prepare import Prepared, Split
 from mwsis.training.run import train
+from tests.training.conftest import SIM_AT_ONCE
 from tests.training.kill_stress import assert_same
+
+SIM_STATE = ("mask_source.num_updates", "copy_paste.table", "copy_paste.pixels")
 
 
 def run_to_end(run, prepared, root):
@@ -115,8 +118,12 @@ def test_parts_of_a_step_add_up_to_the_step(tmp_path, compose_tiny, prepare_tiny
 
 
 @pytest.mark.slow
-def test_an_interrupt_between_accumulated_steps_changes_nothing(tmp_path, compose_tiny, prepare_tiny, monkeypatch):
-    run = compose_tiny("trainer.max_steps=4", "trainer.frames_per_step=2", "trainer.accumulate=2")
+@pytest.mark.parametrize("method", [("method=mwsis",), SIM_AT_ONCE], ids=["mwsis", "sim"])
+def test_an_interrupt_between_accumulated_steps_changes_nothing(
+    tmp_path, compose_tiny, prepare_tiny, monkeypatch, method
+):
+    settings = ("trainer.max_steps=4", "trainer.frames_per_step=2", "trainer.accumulate=2")
+    run = compose_tiny(*method, *settings)
     prepared = prepare_tiny(run)
     whole = run_to_end(run, prepared, tmp_path / "whole")
     update, calls = PretrainingStep.update_teacher, []
@@ -133,6 +140,7 @@ def test_an_interrupt_between_accumulated_steps_changes_nothing(tmp_path, compos
     assert calls == [0.0, 0.25, 0.5, 0.75]
     for part in ("model", "optimisers", "global_step"):
         assert_same({part: whole[part]}, {part: pieces[part]})
+    assert all(bool(value.any()) for name, value in whole["model"].items() if name in SIM_STATE)
     losses = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "pieces")]
     assert losses[0] == losses[1]
 
@@ -201,12 +209,14 @@ class Poisoned:
 
 
 @pytest.mark.slow
-def test_poisoned_ground_truth_changes_no_bit_of_twenty_steps(tmp_path, compose_tiny, prepare_tiny):
-    run = compose_tiny("trainer.max_steps=20", "trainer.checkpoint_every=20")
+@pytest.mark.parametrize("method", [("method=mwsis",), SIM_AT_ONCE], ids=["mwsis", "sim"])
+def test_poisoned_ground_truth_changes_no_bit_of_twenty_steps(tmp_path, compose_tiny, prepare_tiny, method):
+    run = compose_tiny(*method, "trainer.max_steps=20", "trainer.checkpoint_every=20")
     clean = prepare_tiny(run)
     poisoned = Prepared(clean.source, Split(Poisoned(clean.train.frames), clean.train.labels), clean.val)
     first, second = (run_to_end(run, data, tmp_path / name) for name, data in (("a", clean), ("b", poisoned)))
     assert_same({"model": first["model"]}, {"model": second["model"]})
+    assert all(bool(value.any()) for name, value in first["model"].items() if name in SIM_STATE)
     assert (tmp_path / "a" / "losses.csv").read_text() == (tmp_path / "b" / "losses.csv").read_text()
 
 
