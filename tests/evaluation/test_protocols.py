@@ -74,7 +74,7 @@ def test_published_leaves_out_other_lidars_and_points_that_no_image_sees():
 
 
 def test_a_detection_on_an_ignored_mask_is_wrong_under_the_published_protocol_only():
-    frame = random_frame(0)
+    frame = random_frame(0, num_cameras=1)
     image = frame.truth.images[0]
     assert image.labels.ignore.tolist() == [False, True]
     detections = Detections(image.labels.boxes, torch.tensor([1, 1]), torch.tensor([0.9, 0.95]), image.masks)
