@@ -67,6 +67,8 @@ def check_training(run: RunConfig) -> None:
     """
     if run.finetune is not None:
         raise ConfigError("finetune: this trains from 2D boxes; for given labels run tools/finetune.py task=...")
+    if run.method.point_to_mask is not None:
+        raise ConfigError(f"method={run.method.name}: this trains from 2D boxes; for points run tools/points.py")
     if "camera" not in run.method.branches:
         return
     method = build_method(run)

@@ -262,6 +262,8 @@ class MethodConfig:
     camera_terms: dict[str, TermConfig] = field(default_factory=dict)
     lidar_to_camera: TermConfig = field(default_factory=TermConfig)
     camera_to_lidar: TermConfig = field(default_factory=TermConfig)
+    # `_target_` of the settings of a training from points (tools/points.py); null = from boxes
+    point_to_mask: Any = None
 
 
 @dataclass

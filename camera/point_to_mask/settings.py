@@ -1,0 +1,147 @@
+"""What a training from points is configured by, and the files it begins with, checked before any work starts.
+
+`configs/method/p2seg.yaml` names this class; `tools/points.py` is the command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camera.point_to_mask.network import PointNetwork
+from camera.point_to_mask.points import ImagePoints, PointedImage, drifted, read_categories, read_points
+from camera.point_to_mask.samples import PointSamples
+from camera.point_to_mask.semantic_maps import SemanticMaps
+from camera.point_to_mask.step import PointLosses
+from camera.transforms import ResizeCropFlip
+from mwsis.core.errors import ConfigError, DataError
+from mwsis.data.sampler import seeded_generator
+
+__all__ = ["PointData", "PointToMask"]
+
+
+@dataclass(frozen=True, eq=False)
+class PointData:
+    """The images of a split with their points and maps of classes; to a run it is the data set.
+
+    Attributes:
+        path: the COCO file with the points.
+        folder: of the images.
+        class_names: in the order of the labels.
+        categories: of the file, as it has them.
+        images: with the points that are trained from.
+        maps: of their classes.
+    """
+
+    path: Path
+    folder: Path
+    class_names: tuple[str, ...]
+    categories: tuple[Mapping[str, Any], ...]
+    images: tuple[PointedImage, ...]
+    maps: SemanticMaps
+
+    def fingerprint(self) -> str:
+        """Return a digest of the points; it changes whenever they would."""
+        digest = hashlib.sha256(repr((self.class_names, self.maps.source)).encode())
+        for image in self.images:
+            digest.update(f"{image.file_name} {image.width} {image.height} {image.ids}".encode())
+            digest.update(image.points.xy.numpy().tobytes() + image.points.labels.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class PointToMask:
+    """Everything that decides how points become masks, beside what every run has.
+
+    Attributes:
+        semantic: folder of the maps of classes (`semantic_maps.SemanticMaps`).
+        semantic_source: who made them: ``wsss``, ``sam`` or ``gt``.
+        points: ``annotated``, or ``box_centre`` where annotations without a point may have that of their box.
+        drift: the annotators' points are moved once and for all, with this standard deviation in pixels: how much do
+            worse points cost?
+        augment_drift: points are moved anew at each visit in training.
+        backbone, pretrained, head_channels, affinity_channels: see `network.PointNetwork`.
+        losses: see `step.PointLosses`.
+
+    Raises:
+        ConfigError: no folder is named, or a drift is negative.
+    """
+
+    semantic: str | None = None
+    semantic_source: str | None = None
+    points: str = "annotated"
+    drift: float = 0.0
+    augment_drift: float = 0.0
+    backbone: str = "hrnet_w48"
+    pretrained: bool = False
+    head_channels: int = 256
+    affinity_channels: int = 256
+    losses: PointLosses = field(default_factory=PointLosses)
+
+    def __post_init__(self) -> None:
+        for name in ("semantic", "semantic_source"):
+            if getattr(self, name) is None:
+                raise ConfigError(f"'method.point_to_mask.{name}' has no value; see tools/points.py --help")
+        if min(self.drift, self.augment_drift) < 0:
+            raise ConfigError("drift, augment_drift: expected 0 or more pixels")
+
+    def read(self, source: Mapping[str, Any], split: str, seed: int) -> PointData:
+        """Return the points of a split and check that images and maps are there.
+
+        Args:
+            source: the settings of `mwsis.data.coco.CocoSource`: root, annotations, images, classes.
+            split: of them.
+            seed: of the drift.
+
+        Raises:
+            ConfigError, DataError: what is wrong with a file or setting.
+        """
+        if "annotations" not in source:
+            raise ConfigError("data: points are read from files in COCO's format; use data=coco")
+        if split not in source["annotations"]:
+            raise ConfigError(f"data.train_split: expected one of {sorted(source['annotations'])}, got '{split}'")
+        root = Path(source["root"])
+        path, folder = annotation_file(root, source["annotations"][split]), root / source["images"][split]
+        names, images = read_points(path, source.get("classes"), self.points)
+        assert self.semantic is not None
+        assert self.semantic_source is not None
+        maps = SemanticMaps(self.semantic, self.semantic_source, len(names))
+        maps.check(images)
+        for image in images:
+            if not (folder / image.file_name).is_file():
+                raise DataError(f"{folder / image.file_name}: no such file, but {path} lists it as image {image.id}")
+        moved = tuple(self._moved(image, seed) for image in images)
+        return PointData(path, folder, names, read_categories(path), moved, maps)
+
+    def _moved(self, image: PointedImage, seed: int) -> PointedImage:
+        generator = seeded_generator("drift", seed, str(image.id))
+        xy = drifted(image.points.xy, self.drift, (image.height, image.width), generator)
+        return replace(image, points=ImagePoints(xy, image.points.labels))
+
+    def samples(self, found: PointData, geometry: ResizeCropFlip, seed: int) -> PointSamples:
+        """Return the training samples."""
+        return PointSamples(
+            found.images, found.folder, found.maps, geometry, self.losses.min_area, self.augment_drift, seed
+        )
+
+    def network(self, num_classes: int, seed: int, start: bool) -> PointNetwork:
+        """Return the untrained network, a function of the seed; ``start``: with the weights a new run begins with."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return PointNetwork(
+                num_classes,
+                backbone=self.backbone,
+                pretrained=self.pretrained and start,
+                head_channels=self.head_channels,
+                affinity_channels=self.affinity_channels,
+            )
+
+
+def annotation_file(root: Path, file: str) -> Path:
+    """Return where an annotation file is: under the root, or as COCO unpacks it."""
+    return root / file if (root / file).exists() else root / "annotations" / file

@@ -1,0 +1,176 @@
+"""Make instance masks of the training images from one point per object, for the segmentor to be trained on.
+
+    uv run tools/points.py data=coco data.root=FOLDER semantic=MAPS semantic_source=wsss out=DIR
+    uv run tools/points.py resume=DIR                        continue what was interrupted (ctrl-C saves first)
+    uv run tools/train.py method=full data=coco data.root=FOLDER data.source.annotations.train=DIR/boxes.json \\
+        data.masks=DIR/masks.json                            then train on the result (DIR as a whole path)
+
+semantic         folder of maps of classes, <image name>.png, 8 bits: 0 background, c + 1 class c, 255 unknown
+semantic_source  who made them: wsss (from image-level labels), sam, or gt (people; the masks are then tagged gt)
+points           annotated ("point": [x, y] in each annotation), or box_centre where one without may have its box's
+drift            moves all points once, standard deviation in px: what do worse points cost?
+
+Other settings are key=value as in tools/train.py: seed=0 trainer.max_steps=N trainer.frames_per_step=8
+data.image_widths=[...] data.crop=[416,416] method.point_to_mask.backbone=resnet18 camera.optim.lr=5e-4
+method.point_to_mask.losses.refine=false ...
+
+DIR holds masks.json, boxes.json, metrics.json, config.yaml, losses.csv and checkpoints/last.ckpt. Where the annotations
+have masks, metrics.json has the mean IoU with them (`gt_mask_iou`); training never reads these. Exit code: 0 done, 2
+wrong input, 3 stopped by a full disk or losses that are not finite, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from mwsis.core.errors import ConfigError
+from mwsis.training.commands import compose_run, progress_line, run_command
+from tools.train import EXIT_STOPPED
+
+if TYPE_CHECKING:
+    from camera.point_to_mask.instances_from_semantics import PointMasks
+    from camera.point_to_mask.settings import PointData, PointToMask
+    from mwsis.training.config import RunConfig
+    from mwsis.training.folder import RunFolder
+
+SHORT = ("semantic", "semantic_source", "points", "drift", "augment_drift")
+"""Settings of `PointToMask` that may be given without its name."""
+
+
+def main(arguments: list[str]) -> None:
+    """Compose, train, export, score."""
+    method = [] if any(argument.startswith(("method=", "resume=")) for argument in arguments) else ["method=p2seg"]
+    config = compose_run([*method, *(as_override(argument) for argument in arguments)])
+
+    from mwsis.training.config import instantiated
+    from mwsis.training.folder import open_run
+
+    if config.resume is not None and len(arguments) > 1:
+        raise ConfigError("resume=... takes every setting from the run's config.yaml; remove the others")
+    began = time.monotonic()
+    run, folder = open_run(config)
+    if run.method.point_to_mask is None:
+        raise ConfigError(f"method={run.method.name}: expected a method that trains from points, such as p2seg")
+    if run.trainer.devices * run.trainer.nodes > 1:
+        raise ConfigError("trainer.devices: training from points runs in one process; set trainer.devices=1")
+    settings: PointToMask = instantiated(run.method.point_to_mask, "method.point_to_mask")
+    pointed = settings.read(run.data.source, run.data.train_split, run.seed)
+    train(run, folder, settings, pointed)
+    write_results(run, folder, settings, pointed, began)
+    print(f"run: {folder.root}")
+
+
+def as_override(argument: str) -> str:
+    """Return an argument of this command as a setting of the run."""
+    return f"method.point_to_mask.{argument}" if argument.partition("=")[0] in SHORT else argument
+
+
+def train(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed: PointData) -> None:
+    """Train, or continue.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted and can be continued.
+    """
+    from camera.point_to_mask.samples import collate_points
+    from camera.point_to_mask.step import PointStep
+    from camera.transforms import ResizeCropFlip
+    from mwsis.training import launch
+    from mwsis.training.run import fit
+
+    def new_step() -> PointStep:
+        network = settings.network(len(pointed.class_names), run.seed, start=not folder.checkpoint.exists())
+        return PointStep(network, settings.losses)
+
+    crop = run.data.crop
+    geometry = ResizeCropFlip(run.data.image_widths, crop=(crop[0], crop[1]) if crop else None)
+    samples = settings.samples(pointed, geometry, run.seed)
+    try:
+        complete = fit(run, folder, pointed, new_step, samples, collate_points)  # type: ignore[arg-type]
+    except launch.RunStopped as stopped:
+        print(f"\nerror: {stopped}", file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED) from None
+    if not complete:
+        print(f"\ninterrupted; continue with: uv run tools/points.py resume={folder.root}")
+        raise KeyboardInterrupt
+
+
+def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed: PointData, began: float) -> None:
+    """Write the masks, their boxes and the scores."""
+    from camera.point_to_mask.export import write_boxes, write_masks
+    from camera.point_to_mask.step import PointStep
+    from mwsis.core.files import write_json
+    from mwsis.evaluation.coco_masks import encode_masks
+    from mwsis.training.checkpoint import read_run_checkpoint, restore
+
+    state = read_run_checkpoint(folder.checkpoint)
+    step = PointStep(settings.network(len(pointed.class_names), run.seed, start=False), settings.losses)
+    restore(state, step, str(folder.checkpoint))
+    found = predictions(run, step.student["camera"].eval(), settings, pointed)  # type: ignore[arg-type]
+    names, source = pointed.class_names, pointed.maps.source
+    write_masks(folder.root / "masks.json", pointed.images, found, names, source, encode_masks)
+    write_boxes(folder.root / "boxes.json", pointed.images, found, pointed.categories)
+    weights = [float(weight) for one in found for weight in one.weight]
+    metrics: dict[str, Any] = {
+        "labels_used": f"one point per object ({settings.points}) and maps of classes ({source})",
+        "points": len(weights),
+        "without_mask": sum(weight == 0 for weight in weights),
+        "mean_score": sum(weights) / max(sum(weight > 0 for weight in weights), 1),
+        "gt_mask_iou": gt_mask_iou(pointed, found),
+        "steps": state["global_step"],
+        "skipped_steps": state["skipped_steps"],
+        "seed": run.seed,
+        "wall_s": round(time.monotonic() - began, 1),
+    }
+    write_json(folder.metrics, metrics)
+    said = "no gt_ masks to compare with" if metrics["gt_mask_iou"] is None else f"{metrics['gt_mask_iou']:.3f}"
+    print(f"{metrics['points']} points, {metrics['without_mask']} without a mask, mean IoU with gt_ masks: {said}")
+
+
+def predictions(run: RunConfig, network: Any, settings: PointToMask, pointed: PointData) -> list[PointMasks]:
+    """Return the masks of all points of all images, as the network sees them at the largest width."""
+    from camera.point_to_mask.samples import load_image
+    from camera.point_to_mask.step import predict_masks
+    from camera.transforms import ResizeCropFlip
+
+    found = []
+    for done, image in enumerate(pointed.images, 1):
+        size = (image.height, image.width)
+        geometry = ResizeCropFlip(run.data.image_widths).deterministic([size])[0]
+        pixels = geometry.apply_image(load_image(pointed.folder, image))
+        found.append(predict_masks(network, settings.losses, pixels, image.points, size))
+        progress_line("masks", done, len(pointed.images))
+    return found
+
+
+def gt_mask_iou(pointed: PointData, found: list[PointMasks]) -> float | None:
+    """Return the mean IoU of masks, made-up squares among them, with those of the annotations; None without any.
+
+    Evaluation alone: training has ended when this reads the annotations' masks.
+    """
+    import torch
+
+    from mwsis.core.errors import DataError
+    from mwsis.data.coco_json import decoded_mask, read_instances
+
+    state = pointed.path.stat()
+    try:
+        instances = read_instances(pointed.path, state.st_size, state.st_mtime_ns)
+    except DataError:  # points alone, without the boxes that this reader expects
+        return None
+    if not instances.has_masks:
+        return None
+    overlaps = []
+    for image, own in zip(pointed.images, found, strict=True):
+        listed = instances.images[instances.index[str(image.id)]]
+        drawn = {one.id: one for one in instances.annotations[listed.id]}
+        for index, number in enumerate(image.ids):
+            gt = torch.from_numpy(decoded_mask(pointed.path, drawn[str(number)], listed))
+            mask = own.masks.dense(index)
+            overlaps.append(float((mask & gt).sum() / (mask | gt).sum().clamp(min=1)))
+    return sum(overlaps) / len(overlaps) if overlaps else None
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__ or "")
