@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 
 import pytest
 
 from mwsis.training.callbacks import read_losses
-from mwsis.training.commands import run_command
 
 TINY = (
     *("experiment=smoke", "lidar.voxel_size=[0.4,0.4,0.25]", "data.source.train_segments=2"),
@@ -23,20 +20,9 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def finetune(monkeypatch, capsys):
+def finetune(run_tool):
     """Run the command in this process; return its exit code and what it printed."""
-
-    def run(*arguments):
-        module = importlib.import_module("tools.finetune")
-        monkeypatch.setattr(sys, "argv", ["tools/finetune.py", *map(str, arguments)])
-        code = 0
-        try:
-            run_command(module.main, module.__doc__)
-        except SystemExit as stop:
-            code = stop.code
-        return code, capsys.readouterr().out
-
-    return run
+    return lambda *arguments: run_tool("finetune", *arguments)[:2]
 
 
 @pytest.mark.slow

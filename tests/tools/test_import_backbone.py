@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,30 +13,18 @@ from mwsis.core.errors import WeightMismatchError
 from mwsis.export.network import network_state
 from mwsis.export.targets import ADAPTERS, adapters_for
 from mwsis.training.build import build_segmentor, check_start
-from mwsis.training.commands import compose_run, run_command
+from mwsis.training.commands import compose_run
 from mwsis.training.config import typed
 from mwsis.training.lidar_branch import build_lidar
 from tests.export.networks import branch
-from tools import import_weights
 
 HEAD = {"dense_head.conv.weight": torch.ones(2), "dense_head.conv.bias": torch.ones(2), "global_step": torch.ones(1)}
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(run_tool):
     """Run the command in this process; return its exit code, what it printed and what it complained about."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tools/import_weights.py", *map(str, arguments)])
-        code = 0
-        try:
-            run_command(import_weights.main, import_weights.__doc__)
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(run_tool, "import_weights")
 
 
 def detector(adapter, path, turned=False, **changes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +14,9 @@ from fusion.step import PretrainingStep
 from mwsis.core.errors import WeightMismatchError
 from mwsis.training.build import build_method, build_segmentor, check_start
 from mwsis.training.checkpoint import FORMAT
-from mwsis.training.commands import compose_run, run_command
+from mwsis.training.commands import compose_run
 from mwsis.training.config import typed
 from tests.camera.mmdet_models import SETTINGS, config_text
-from tools import import_weights
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +36,9 @@ def checkpoint(network, tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(run_tool):
     """Run the command in this process; return its exit code, what it printed and what it complained about."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tools/import_weights.py", *map(str, arguments)])
-        code = 0
-        try:
-            run_command(import_weights.main, import_weights.__doc__)
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(run_tool, "import_weights")
 
 
 def test_the_weights_arrive_where_they_belong(command, checkpoint, network, tmp_path):
