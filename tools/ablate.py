@@ -59,6 +59,12 @@ class Kind:
     run: RunConfig
     digest: str
 
+    def with_seed(self, seed: int) -> RunConfig:
+        """Return the configuration of a run; further settings may depend on its seed."""
+        from mwsis.training.config import typed
+
+        return typed(compose_run([*self.arguments, f"seed={seed}"]))
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -177,8 +183,6 @@ def digest_of(config: DictConfig) -> str:
 
 def jobs_of(kinds: Mapping[tuple[str, str], Kind], seeds: Sequence[int], out: Path) -> list[Job]:
     """Return the runs: every kind once per seed, all with the first seed first, so that the table is soon whole."""
-    from mwsis.training.config import typed
-
     rows: dict[str, list[str]] = {}
     for row, kind in kinds.items():
         rows.setdefault(kind.digest, []).append("/".join(row))
@@ -189,7 +193,7 @@ def jobs_of(kinds: Mapping[tuple[str, str], Kind], seeds: Sequence[int], out: Pa
             kind,
             seed,
             out / "runs" / f"{digest}-s{seed}",
-            typed(compose_run([*kind.arguments, f"seed={seed}"])),
+            kind.with_seed(seed),
         )
         for seed in seeds
         for digest, kind in unique.items()
@@ -207,7 +211,7 @@ def finished(job: Job) -> Finished | None:
 
     try:
         metrics = json.loads((job.folder / "metrics.json").read_text(encoding="utf-8"))
-        complete, wall_s = metrics["steps"] == job.kind.run.trainer.max_steps, metrics["wall_s"]
+        complete, wall_s = metrics["steps"] == job.run.trainer.max_steps, metrics["wall_s"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Finished(job.seed, metrics, wall_s if len(job.logs) <= 1 else None) if complete else None

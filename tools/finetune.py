@@ -23,7 +23,6 @@ interrupted (resume continues).
 from __future__ import annotations
 
 import math
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from mwsis.core.errors import ConfigError
 from mwsis.training.commands import compose_run, progress_line, run_command
 from mwsis.training.config import SCRATCH, TASKS
-from tools.train import EXIT_STOPPED
+from tools.train import interrupted, or_exit
 
 if TYPE_CHECKING:
     from mwsis.training.config import RunConfig
@@ -110,21 +109,17 @@ def one_rate(run: RunConfig, folder: RunFolder, prepared: Prepared, scale: float
     Raises:
         KeyboardInterrupt: it was interrupted and can be continued.
     """
-    from mwsis.training import launch
     from mwsis.training.finetune import fine_tune, score, with_lr_scale
     from mwsis.training.folder import RunFolder
 
     one, place = with_lr_scale(run, scale), RunFolder(folder.root / f"lr_x{scale:g}")
     began = time.monotonic()
-    try:
-        complete = fine_tune(one, place, prepared)
-    except launch.RunStopped as stopped:
-        said = str(stopped).replace(f"resume={place.root}", f"resume={folder.root}")
-        print(f"\nerror: {said}", file=sys.stderr)
-        raise SystemExit(EXIT_STOPPED) from None
-    if not complete:
-        print(f"\ninterrupted; continue with: uv run tools/finetune.py resume={folder.root}")
-        raise KeyboardInterrupt
+
+    def whole(said: str) -> str:
+        return said.replace(f"resume={place.root}", f"resume={folder.root}")
+
+    if not or_exit(lambda: fine_tune(one, place, prepared), whole):
+        interrupted("finetune", folder)
     found = score(one, place, prepared, lambda done, total: progress_line("evaluate", done, total))
     return {"lr": one.lidar.optim.lr, **found, "wall_s": round(time.monotonic() - began, 1)}
 

@@ -21,13 +21,12 @@ wrong input, 3 stopped by a full disk or losses that are not finite, 130 interru
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from mwsis.core.errors import ConfigError
 from mwsis.training.commands import compose_run, progress_line, run_command
-from tools.train import EXIT_STOPPED
+from tools.train import interrupted, or_exit
 
 if TYPE_CHECKING:
     from camera.point_to_mask.instances_from_semantics import PointMasks
@@ -76,7 +75,6 @@ def train(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed: Poi
     from camera.point_to_mask.samples import collate_points
     from camera.point_to_mask.step import PointStep
     from camera.transforms import ResizeCropFlip
-    from mwsis.training import launch
     from mwsis.training.run import fit
 
     def new_step() -> PointStep:
@@ -86,14 +84,8 @@ def train(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed: Poi
     crop = run.data.crop
     geometry = ResizeCropFlip(run.data.image_widths, crop=(crop[0], crop[1]) if crop else None)
     samples = settings.samples(pointed, geometry, run.seed)
-    try:
-        complete = fit(run, folder, pointed, new_step, samples, collate_points)  # type: ignore[arg-type]
-    except launch.RunStopped as stopped:
-        print(f"\nerror: {stopped}", file=sys.stderr)
-        raise SystemExit(EXIT_STOPPED) from None
-    if not complete:
-        print(f"\ninterrupted; continue with: uv run tools/points.py resume={folder.root}")
-        raise KeyboardInterrupt
+    if not or_exit(lambda: fit(run, folder, pointed, new_step, samples, collate_points)):  # type: ignore[arg-type]
+        interrupted("points", folder)
 
 
 def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed: PointData, began: float) -> None:

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from mwsis.core.errors import ConfigError
 from mwsis.training.commands import compose_run, print_scores, progress_line, run_command
@@ -61,20 +62,32 @@ def main(arguments: list[str]) -> None:
 
     from mwsis.training.run import train
 
-    try:
-        complete = train(run, folder, prepared)
-    except launch.RunStopped as stopped:
-        if str(stopped):
-            print(f"\nerror: {stopped}", file=sys.stderr)
-        raise SystemExit(EXIT_STOPPED) from None
+    complete = or_exit(lambda: train(run, folder, prepared))
     launch.leave()
     if not launch.is_first():
         return
     if not complete:
-        print(f"\ninterrupted; continue with: uv run tools/train.py resume={folder.root}")
-        raise KeyboardInterrupt
+        interrupted("train", folder)
     finish(run, folder, prepared, began)
     print(f"run: {folder.root}")
+
+
+def or_exit(train: Callable[[], bool], say: Callable[[str], str] = str) -> bool:
+    """Return what a training returns; where it was stopped, print why, as ``say`` puts it, and exit."""
+    from mwsis.training.launch import RunStopped
+
+    try:
+        return train()
+    except RunStopped as stopped:
+        if str(stopped):
+            print(f"\nerror: {say(str(stopped))}", file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED) from None
+
+
+def interrupted(tool: str, folder: RunFolder) -> NoReturn:
+    """Say how to continue a run, and end as interrupted commands do."""
+    print(f"\ninterrupted; continue with: uv run tools/{tool}.py resume={folder.root}")
+    raise KeyboardInterrupt
 
 
 def on_this_machine(run: RunConfig, asked: DictConfig, arguments: list[str]) -> RunConfig:
