@@ -24,11 +24,13 @@ from lidar.sparse import (
 )
 
 __all__ = [
+    "BEV_STRIDE",
     "BN_EPS",
     "BN_MOMENTUM",
     "ResidualBlock",
     "SparseUNet",
     "UNet",
+    "bird_eye_cells",
     "bird_eye_unit",
     "decode_level",
     "down_level",
@@ -41,6 +43,8 @@ __all__ = [
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.01
 """BatchNorm constants of every sparse backbone of OpenPCDet (torch's defaults would be 1e-5 and 0.1)."""
+BEV_STRIDE = 8
+"""Voxels per cell of the encoder's bird's-eye view, along x and y."""
 
 
 def _norm(channels: int) -> nn.BatchNorm1d:
@@ -126,6 +130,14 @@ def bird_eye_unit(in_channels: int, out_channels: int) -> nn.Module:
     """
     squeeze = strided_conv(in_channels, out_channels, kernel=(3, 1, 1), stride=(2, 1, 1), padding=0, key="spconv_down2")
     return unit(squeeze, out_channels)
+
+
+def bird_eye_cells(sparse_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return the cells z, y, x that `SparseUNet.encode` leaves of a grid; z is below 1 where that is too flat."""
+    z, y, x = sparse_shape
+    for padding in (1, 1, 0, 0):  # the strided convolutions of levels 2, 3, 4 and `bird_eye_unit`
+        z = (z + 2 * padding - 3) // 2 + 1
+    return z, -(-y // BEV_STRIDE), -(-x // BEV_STRIDE)
 
 
 def up_unit(in_channels: int, out_channels: int, level: int) -> nn.Module:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lidar.blocks import SparseUNet, UNet
+from lidar.blocks import BEV_STRIDE, SparseUNet, UNet, bird_eye_cells
 from lidar.detection.boxes import Boxes3D, HeatGrid
 from lidar.detection.center_head import CenterHead, CenterOutput, center_losses, find_boxes
 from lidar.detection.neck import BirdEyeNeck
@@ -21,8 +21,6 @@ from mwsis.core.errors import ConfigError
 
 __all__ = ["CenterPoint", "bird_eye_shape", "build_center_point"]
 
-STRIDE = 8
-"""Voxels per cell of the encoder's bird's-eye view."""
 DECODER = ("conv_up_", "inv_conv", "conv5")
 """How the names of a `SparseUNet`'s layers begin that `encode` does not run."""
 
@@ -33,10 +31,7 @@ def bird_eye_shape(sparse_shape: Sequence[int]) -> tuple[int, int, int]:
     Raises:
         ConfigError: the grid is too low for the encoder's steps along z.
     """
-    z, y, x = sparse_shape
-    z = ((z + 3) // 4 - 3) // 2 + 1  # conv2 and conv3 halve, conv4 too and without padding
-    z = (z - 3) // 2 + 1  # conv_out
-    y, x = (y + STRIDE - 1) // STRIDE, (x + STRIDE - 1) // STRIDE
+    z, y, x = bird_eye_cells(sparse_shape)
     if z < 1:
         raise ConfigError(
             f"lidar.voxel_size: the detector's encoder needs a grid of 24 voxels along z, got {sparse_shape[0] - 1}; "
@@ -89,7 +84,7 @@ class CenterPoint(nn.Module):
         self.nms_iou = nms_iou
         self.bird_eye = bird_eye_shape(voxelizer.sparse_shape)
         x0, y0 = voxelizer.point_cloud_range[:2]
-        edge_x, edge_y = (edge * STRIDE / neck.upsample for edge in voxelizer.voxel_size[:2])
+        edge_x, edge_y = (edge * BEV_STRIDE / neck.upsample for edge in voxelizer.voxel_size[:2])
         rows, columns = (cells * neck.upsample for cells in self.bird_eye[1:])
         self.grid = HeatGrid((x0, y0), (edge_x, edge_y), (rows, columns))
         for name, part in backbone.named_children():

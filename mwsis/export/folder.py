@@ -7,7 +7,6 @@ atomically and the manifest last: where a manifest is, the folder is complete.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from lidar.segmentor import LidarSegmentor
 from lidar.start_weights import MANIFEST, VOXEL_ENCODER
 from mwsis.core.errors import ConfigError
 from mwsis.core.files import atomic_write, write_json
+from mwsis.data.manifest import file_sha256
 from mwsis.export.adapter import WeightAdapter, tensor_sha256
 from mwsis.export.guides import guide
 from mwsis.export.network import (
@@ -189,7 +189,7 @@ def _manifest(
         "files": [_file(path, adapter, state) for path, adapter in files.items()],
         "parity": {
             "name": PARITY,
-            "sha256": _file_sha256(parity),
+            "sha256": file_sha256(parity),
             "tolerance": "of the largest feature: 1e-4 on a CPU, 1e-3 on a GPU",
         },
         "training": _training(facts),
@@ -248,7 +248,7 @@ def _file(path: Path, adapter: WeightAdapter, state: Mapping[str, Tensor]) -> di
         "biases_folded": adapter.fold_biases,
         "in_channels": state[FIRST_WEIGHT].shape[-1],
         "num_keys": len(weights),
-        "sha256": _file_sha256(path),
+        "sha256": file_sha256(path),
         "keys": {
             key: {"shape": list(tensor.shape), "dtype": _dtype(tensor), "sha256": tensor_sha256(tensor)}
             for key, tensor in weights.items()
@@ -273,10 +273,6 @@ def _training(facts: ExportFacts) -> dict[str, Any]:
         "notes": dict(facts.notes),
         "torch": torch.__version__,
     }
-
-
-def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _dtype(tensor: Tensor) -> str:

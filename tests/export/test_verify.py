@@ -122,6 +122,34 @@ def test_tampered_weights_are_found(folder, verify, change, sentence):
     assert "\n" not in line
 
 
+class Evil:
+    """Runs code where a file is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (str(self.trace), "w")
+
+
+def test_old_torch_reads_the_files_too_and_runs_nothing_in_them(folder, verify, monkeypatch, tmp_path):
+    load = torch.load
+
+    def old(path, map_location, **options):
+        if "weights_only" in options:
+            raise TypeError("'weights_only' is an invalid keyword argument")
+        return load(path, map_location=map_location, weights_only=False, **options)
+
+    monkeypatch.setattr(torch, "load", old)
+    assert verify(folder, "openpcdet", "--files-only")[0] == 0
+    trace = tmp_path / "trace"
+    torch.save({"model_state": {}, "hook": Evil(trace)}, folder / "openpcdet_unetv2.pth")
+    code, line = verify(folder, "openpcdet", "--files-only")
+    assert code == 1
+    assert "openpcdet_unetv2.pth cannot be read (it holds " in line
+    assert not trace.exists()
+
+
 def test_a_stale_manifest_is_found(folder, verify):
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from lidar.blocks import SparseUNet, bird_eye_cells
 from mwsis.export.adapter import WeightAdapter
 
 __all__ = ["bev_channels", "guide"]
@@ -52,10 +53,7 @@ def guide(framework: str, adapters: Sequence[WeightAdapter], manifest: Mapping[s
 
 def bev_channels(sparse_shape: Sequence[int]) -> int:
     """Return the channels of the encoder's bird's-eye view: 128 for each cell of height that remains."""
-    z = sparse_shape[0]
-    for padding in (1, 1, 0, 0):  # three halvings and conv_out, kernels of 3
-        z = (z + 2 * padding - 3) // 2 + 1
-    return 128 * z
+    return SparseUNet.bev_channels * bird_eye_cells(sparse_shape)[0]
 
 
 def _filled(name: str, values: Mapping[str, Any]) -> str:
