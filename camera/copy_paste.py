@@ -22,7 +22,7 @@ from camera.terms import PseudoMask
 from mwsis.core.batch import ImageBatch
 from mwsis.core.distributed import gather
 from mwsis.core.errors import ConfigError
-from mwsis.core.instances import IGNORE, Boxes2D
+from mwsis.core.instances import IGNORE, Boxes2D, MaskSet
 
 __all__ = ["CopyPaste", "Pasted", "PastedMask", "Piece", "visible_boxes"]
 
@@ -113,10 +113,8 @@ def visible_boxes(labels: Boxes2D, covered: Tensor) -> Boxes2D:
         keep[index] = share > 0
         ignore[index] = share < HIDDEN
         if share > 0:
-            rows, cols = open_.any(1).nonzero()[:, 0], open_.any(0).nonzero()[:, 0]
-            first = torch.tensor([left + int(cols[0]), top + int(rows[0])]).to(boxes)
-            last = torch.tensor([left + int(cols[-1]) + 1, top + int(rows[-1]) + 1]).to(boxes)
-            boxes[index] = torch.cat([boxes[index, :2].maximum(first), boxes[index, 2:].minimum(last)])
+            shown = torch.tensor(MaskSet.tight_crop(open_)[0]).to(boxes) + boxes.new_tensor([left, top] * 2)
+            boxes[index] = torch.cat([boxes[index, :2].maximum(shown[:2]), boxes[index, 2:].minimum(shown[2:])])
     return Boxes2D(boxes, labels.labels.where(~ignore, IGNORE), ignore)[keep]
 
 
@@ -325,12 +323,10 @@ def _paint(views: list[Tensor], pieces: list[Piece]) -> Tensor:
 
 def _labels(pieces: list[Piece], masks: Tensor) -> Boxes2D:
     """Return the tight boxes of non-empty (P, H, W) masks, with their classes."""
-    boxes = []
-    for mask in masks:
-        rows, cols = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        boxes.append([float(cols[0]), float(rows[0]), float(cols[-1]) + 1, float(rows[-1]) + 1])
+    boxes = [MaskSet.tight_crop(mask)[0] for mask in masks]
     labels = torch.tensor([piece.label for piece in pieces], dtype=torch.int64)
-    return Boxes2D(torch.tensor(boxes).reshape(-1, 4), labels, torch.zeros(len(pieces), dtype=torch.bool))
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Boxes2D(corners, labels, torch.zeros(len(pieces), dtype=torch.bool))
 
 
 def _joined(first: Boxes2D, second: Boxes2D) -> Boxes2D:
@@ -345,10 +341,9 @@ def _cut_out(image: Tensor, prob: Tensor, box: Tensor, covered: Tensor, label: i
     rows = slice(max(int(y1), 0), min(-int(-y2 // 1), height))
     cols = slice(max(int(x1), 0), min(-int(-x2 // 1), width))
     mask = (aligned_bilinear(prob[None, None], CELL)[0, 0] > SURE_ON)[rows, cols] & ~covered[rows, cols]
-    down, right = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    if not len(down):
+    (left, top, right, bottom), shape = MaskSet.tight_crop(mask)
+    if not len(shape):
         return None
-    tight = (slice(int(down[0]), int(down[-1]) + 1), slice(int(right[0]), int(right[-1]) + 1))
-    pixels = torch.cat([image[:, rows, cols], mask[None].byte()])[(slice(None), *tight)].permute(1, 2, 0)
-    top, left = rows.start + tight[0].start, cols.start + tight[1].start
-    return Piece(pixels.contiguous().cpu(), top, left, label, score)
+    colours = image[:, rows, cols][:, top:bottom, left:right]
+    pixels = torch.cat([colours, shape[None].byte()]).permute(1, 2, 0)
+    return Piece(pixels.contiguous().cpu(), rows.start + top, cols.start + left, label, score)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mwsis.core.errors import ConfigError, DataError, closest_name
+from mwsis.core.errors import ConfigError, DataError
+from mwsis.data.coco import class_groups, labels_by_category
 
 __all__ = ["POINT_KINDS", "ImagePoints", "PointedImage", "drifted", "read_categories", "read_points"]
 
@@ -119,8 +120,10 @@ def read_points(
         raise ConfigError(f"points: expected one of {', '.join(POINT_KINDS)}, got '{kind}'")
     path = Path(path)
     content = _content(path)
-    groups = _groups(classes, content["categories"], path)
-    label_of = {category: label for label, members in enumerate(groups.values()) for category in members}
+    listed = sorted(content["categories"], key=lambda one: one.get("id", 0))
+    known = {one["name"]: one["id"] for one in listed if "name" in one}
+    groups = {name: (name,) for name in known} if classes is None else class_groups(classes)
+    label_of = labels_by_category(known, groups, path)
     images = {str(_entry(one, "id", path, place)): one for place, one in enumerate(content["images"])}
     found: dict[str, list[_Found]] = {name: [] for name in images}
     for place, one in enumerate(content["annotations"]):
@@ -153,24 +156,6 @@ def _content(path: Path) -> dict[str, Any]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path}: {key}: expected a list of entries, as in COCO's instances files")
     return content
-
-
-def _groups(classes: Sequence[Any] | None, categories: list[dict[str, Any]], path: Path) -> dict[str, list[int]]:
-    """Return the ids of the categories of each class, by its name."""
-    known = {one["name"]: one["id"] for one in sorted(categories, key=lambda one: one.get("id", 0)) if "name" in one}
-    if classes is None:
-        return {name: [number] for name, number in known.items()}
-    groups: dict[str, list[int]] = {}
-    for entry in classes:
-        for name, members in ({entry: [entry]} if isinstance(entry, str) else entry).items():
-            for member in members:
-                if member not in known:
-                    raise DataError(f"{path}: categories: no '{member}'{closest_name(member, known)} (classes=...)")
-            groups[name] = [known[member] for member in members]
-    used = [number for members in groups.values() for number in members]
-    if not used or len(set(used)) < len(used):
-        raise ConfigError(f"classes: expected each class and each category once, got {list(groups)}")
-    return groups
 
 
 def _entry(entry: dict[str, Any], name: str, path: Path, place: int) -> Any:

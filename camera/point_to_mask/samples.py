@@ -22,11 +22,11 @@ from camera.point_to_mask.semantic_maps import SemanticMaps
 from camera.transforms import ImageGeometry, ResizeCropFlip, decode_image
 from mwsis.core.errors import DataError
 from mwsis.core.instances import IGNORE, Boxes2D
+from mwsis.data.dataset import rounded_up
 from mwsis.data.sampler import seeded_generator
 
 __all__ = ["PointBatch", "PointSample", "PointSamples", "collate_points", "load_image"]
 
-IMAGE_MULTIPLE = 32
 COLORS = ColorJitter(gray_prob=0.0)
 """Photometric distortion; the amounts are those of `ColorJitter` (P2Seg names the operation alone)."""
 
@@ -167,7 +167,7 @@ def _moved(values: Tensor, geometry: ImageGeometry) -> Tensor:
 def collate_points(samples: Sequence[PointSample]) -> PointBatch:
     """Join samples, padded to the largest height and width, rounded up to multiples of 32."""
     sizes = torch.tensor([sample.semantic.shape for sample in samples])
-    height, width = (-(-int(side) // IMAGE_MULTIPLE) * IMAGE_MULTIPLE for side in sizes.amax(0))
+    height, width = (rounded_up(int(side)) for side in sizes.amax(0))
     return PointBatch(
         tuple(sample.name for sample in samples),
         torch.stack([_padded(sample.image, height, width, 0) for sample in samples]),

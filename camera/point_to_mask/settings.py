@@ -20,6 +20,7 @@ from camera.point_to_mask.semantic_maps import SemanticMaps
 from camera.point_to_mask.step import PointLosses
 from camera.transforms import ResizeCropFlip
 from mwsis.core.errors import ConfigError, DataError
+from mwsis.data.coco import annotation_file
 from mwsis.data.sampler import seeded_generator
 
 __all__ = ["PointData", "PointToMask"]
@@ -140,8 +141,3 @@ class PointToMask:
                 head_channels=self.head_channels,
                 affinity_channels=self.affinity_channels,
             )
-
-
-def annotation_file(root: Path, file: str) -> Path:
-    """Return where an annotation file is: under the root, or as COCO unpacks it."""
-    return root / file if (root / file).exists() else root / "annotations" / file

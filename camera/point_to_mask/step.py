@@ -26,6 +26,7 @@ from camera.point_to_mask.network import STRIDE, DenseOutput, PointNetwork, cont
 from camera.point_to_mask.points import ImagePoints
 from camera.point_to_mask.samples import PointBatch
 from mwsis.core.errors import ConfigError
+from mwsis.data.dataset import rounded_up
 
 __all__ = ["PointLosses", "PointStep", "hard_pixel_loss", "predict_masks"]
 
@@ -175,7 +176,7 @@ def predict_masks(
     """
     device = network.pixel_mean.device
     sizes = torch.tensor([image.shape[1:]])
-    height, width = (-(-side // 32) * 32 for side in image.shape[1:])
+    height, width = (rounded_up(side) for side in image.shape[1:])
     padded = functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))[None]
     sizes = sizes.to(device)
     output = network(padded.to(device), sizes)

@@ -143,12 +143,9 @@ class MaskSet:
         height, width = id_map.shape
         boxes, crops = [], []
         for wanted in ids.tolist():
-            rows, cols = (id_map == wanted).nonzero(as_tuple=True)
-            extent = [0, 0, 0, 0]
-            if len(rows):
-                extent = [int(cols.min()), int(rows.min()), int(cols.max()) + 1, int(rows.max()) + 1]
+            extent, crop = cls.tight_crop(id_map == wanted)
             boxes.append(extent)
-            crops.append(id_map[extent[1] : extent[3], extent[0] : extent[2]] == wanted)
+            crops.append(crop)
         return cls.from_crops(height, width, torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4), crops)
 
 

@@ -30,7 +30,7 @@ from mwsis.core.geometry import CameraModel
 from mwsis.core.instances import IGNORE, Boxes2D, MaskSet
 from mwsis.data.coco_json import Annotation, Instances, ListedImage, decoded_mask, read_instances
 
-__all__ = ["CocoSource"]
+__all__ = ["CocoSource", "annotation_file", "class_groups", "labels_by_category"]
 
 READER_VERSION = 1
 """Part of the fingerprint: raise it when the frames read from unchanged files change."""
@@ -75,18 +75,21 @@ class CocoSource:
         classes: Sequence[str | Mapping[str, Sequence[str]]] | None = None,
     ) -> None:
         self.root = Path(root)
-        self._settings = (dict(annotations), dict(images), None if classes is None else _plain(classes))
+        self._settings = (dict(annotations), dict(images), None if classes is None else class_groups(classes))
         if not self.root.is_dir():
             raise DataError(f"{root}: no such folder; expected one with COCO's annotation files and images")
         if not annotations or set(annotations) != set(images):
             raise ConfigError(
                 f"annotations, images: expected the same splits, got {sorted(annotations)} and {sorted(images)}"
             )
-        self._files = {split: _annotation_file(self.root, file) for split, file in annotations.items()}
+        self._files = {split: annotation_file(self.root, file) for split, file in annotations.items()}
         self._folders = {split: self.root / folder for split, folder in images.items()}
         groups = self._settings[2] or _every_category(self._instances(next(iter(self._files))))
         self.class_names = tuple(groups)
-        self._label_of = {split: _labels_by_category(self._instances(split), groups) for split in self._files}
+        self._label_of = {
+            split: labels_by_category(self._instances(split).categories, groups, path)
+            for split, path in self._files.items()
+        }
 
     def __reduce__(self) -> tuple[type[CocoSource], tuple[object, ...]]:
         """Travel to workers without the annotations, which each worker reads once."""
@@ -243,8 +246,15 @@ class CocoSource:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _plain(classes: Sequence[str | Mapping[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
-    """Return the categories of each class, by its name."""
+def class_groups(classes: Sequence[str | Mapping[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
+    """Return the categories of each class, by its name.
+
+    Args:
+        classes: see `CocoSource`.
+
+    Raises:
+        ConfigError: there is none, or a class or a category is named twice.
+    """
     pairs = [
         (name, members)
         for entry in classes
@@ -261,16 +271,29 @@ def _every_category(instances: Instances) -> dict[str, tuple[str, ...]]:
     return {name: (name,) for name in instances.categories}
 
 
-def _labels_by_category(instances: Instances, groups: Mapping[str, Sequence[str]]) -> dict[int, int]:
-    """Return the label of each category id that has one."""
-    known = instances.categories
+def labels_by_category(known: Mapping[str, int], groups: Mapping[str, Sequence[str]], path: Path) -> dict[int, int]:
+    """Return the label of each category id that has one.
+
+    Args:
+        known: id of each category of a file, by name.
+        groups: categories of each class (`class_groups`).
+        path: of the file, for the error.
+
+    Raises:
+        DataError: the file has no such category.
+    """
     for name in (member for members in groups.values() for member in members):
         if name not in known:
-            raise DataError(f"{instances.path}: categories: no '{name}'{closest_name(name, known)} (classes=...)")
+            raise DataError(f"{path}: categories: no '{name}'{closest_name(name, known)} (classes=...)")
     return {known[member]: label for label, members in enumerate(groups.values()) for member in members}
 
 
-def _annotation_file(root: Path, file: str) -> Path:
+def annotation_file(root: Path, file: str) -> Path:
+    """Return where an annotation file is: under the root, or as COCO unpacks it.
+
+    Raises:
+        DataError: in neither place.
+    """
     places = (root / file, root / ANNOTATIONS_FOLDER / file)
     for path in places:
         if path.is_file():

@@ -24,7 +24,7 @@ from mwsis.data.given_masks import GivenMasks, require_masks
 from mwsis.data.label_cache import FrameLabels
 from mwsis.data.sampler import seeded_generator
 
-__all__ = ["FrameDataset", "collate"]
+__all__ = ["FrameDataset", "collate", "rounded_up"]
 
 Transform = Callable[[Frame, FrameLabels, int, torch.Generator], Sample]
 IMAGE_MULTIPLE = 32
@@ -151,7 +151,7 @@ def _image_batch(samples: list[Sample]) -> ImageBatch:
     originals = [size for sample in samples for size in sample.original_sizes]
     labels: tuple[Boxes2D, ...] = tuple(boxes for sample in samples for boxes in sample.labels)
     sizes = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64).reshape(-1, 2)
-    height, width = (_rounded_up(int(size)) for size in (sizes.max(0).values if images else (1, 1)))
+    height, width = (rounded_up(int(size)) for size in (sizes.max(0).values if images else (1, 1)))
     masks = tuple(given for sample in samples for given in sample.masks)
     strong = [image for sample in samples for image in sample.strong]
     return ImageBatch(
@@ -171,5 +171,6 @@ def _padded(images: list[Tensor], height: int, width: int) -> Tensor:
     return padded
 
 
-def _rounded_up(size: int) -> int:
+def rounded_up(size: int) -> int:
+    """Return the least multiple of 32 that is not smaller: a side that the camera's coarsest stride divides."""
     return -(-size // IMAGE_MULTIPLE) * IMAGE_MULTIPLE
