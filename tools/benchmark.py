@@ -8,6 +8,7 @@
     uv run tools/benchmark.py suite=mask_ap              AP of camera masks: pycocotools on full-size bitmaps
     uv run tools/benchmark.py suite=networks             sparse U-Nets, forward and backward: plain spconv
     uv run tools/benchmark.py suite=camera_losses        losses of masks from boxes: the published dense form
+    uv run tools/benchmark.py suite=step                 parts of a training step, and loading: the whole step
     uv run tools/benchmark.py suite=decode json=FILE     also writes the rows
 
 A ratio under 1 says that this project is faster. Times are the best of several, both sides taking turns; other work on
@@ -28,7 +29,7 @@ from mwsis.training.commands import run_command, split_arguments
 if TYPE_CHECKING:
     from tools.benchmarks.measure import Row
 
-SUITES = ("decode", "store", "labels", "clustering", "point_ap", "mask_ap", "networks", "camera_losses")
+SUITES = ("decode", "store", "labels", "clustering", "point_ap", "mask_ap", "networks", "camera_losses", "step")
 NO_FILE = "none"
 
 

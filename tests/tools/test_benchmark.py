@@ -20,6 +20,7 @@ TINY = {
     "mask_ap": {"num_images": 2, "height": 64, "width": 96, "num_objects": 9, "num_detections": 12},
     "networks": {"networks": ("unet_v2",), "street": (8, 32), "image_width": 64},
     "camera_losses": {"num_images": 2, "size": (64, 96), "masks_per_image": 6, "image_width": 96},
+    "step": {"overrides": ("experiment=smoke",), "frames": 1, "variants": ()},
 }
 
 
@@ -41,6 +42,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mask_ap", 3),
         ("networks", 2),
         ("camera_losses", 2),
+        ("step", 9),
     ],
 )
 def test_rows_are_printed_and_written(suite, num_rows, tmp_path, capsys):
