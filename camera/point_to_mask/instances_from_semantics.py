@@ -27,6 +27,7 @@ __all__ = [
     "instances_of_components",
     "masks_of_points",
     "offset_targets",
+    "square_around",
 ]
 
 UNKNOWN_CLASS = 255
@@ -179,14 +180,14 @@ def masks_of_points(prob: Tensor, offsets: Tensor, points: ImagePoints) -> Point
     scores = torch.where(areas > 0, total / areas.clamp(min=1), FALLBACK_SCORE).clamp(max=1)
     boxes, crops = found.crop_boxes.clone(), [found.crop(index) for index in range(len(points))]
     for index in (areas == 0).nonzero()[:, 0].tolist():
-        boxes[index] = _square(points.xy[index], *prob.shape[-2:])
+        boxes[index] = square_around(points.xy[index], *prob.shape[-2:])
         x1, y1, x2, y2 = boxes[index].tolist()
         crops[index] = torch.ones(y2 - y1, x2 - x1, dtype=torch.bool)
     masks = MaskSet.from_crops(found.height, found.width, boxes, crops)
     return PointMasks(masks, scores, torch.where(areas > 0, scores, 0.0))
 
 
-def _square(point: Tensor, height: int, width: int) -> Tensor:
+def square_around(point: Tensor, height: int, width: int) -> Tensor:
     """Return x1 y1 x2 y2 of the square around a point, cut off at the borders."""
     low = (point - FALLBACK_SIDE / 2).round().long()
     size = torch.tensor([width, height])
