@@ -1,8 +1,8 @@
-"""Which neighbouring cells belong together: by colour, by features, by a teacher's masks, or by several at once.
+"""Which neighbouring cells belong together: by colour, depth, features, a teacher's masks, or several at once.
 
 Only similarities; the loss that uses them is `camera.terms.Pairwise`. An affinity is computed once per step, on the
 device of the images, and is then read at the cells that some box needs (`CellAffinity`): no map is made per sample and
-neighbour. Another one (depth) is another class with the members of `Affinity`.
+neighbour. Another one is another class with the members of `Affinity`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch.nn import functional
 
 from camera.condinst import aligned_bilinear
 from camera.context import MaskContext
-from mwsis.core.batch import ImageBatch
+from mwsis.core.batch import DepthMaps, ImageBatch
 from mwsis.core.errors import ConfigError, closest_name
 
 __all__ = [
     "Affinity",
     "CellAffinity",
     "Color",
+    "Depth",
     "Feature",
     "Mask",
     "ObjectAffinity",
@@ -225,6 +226,62 @@ class Color:
     def of(self, ctx: MaskContext) -> PairAffinity:
         """Return the affinity of a step's images."""
         return self(ctx.images)
+
+
+class Depth:
+    """Similarity of depths; a cell without depth, or on the ground, is similar to none.
+
+    Metric maps: ``exp(-|z_i - z_j| / (metres + metres_per_metre * min(z_i, z_j)))``. Relative maps:
+    ``exp(-|d_i - d_j| / grey_levels)``, d in grey levels from 0 to 255.
+
+    Args:
+        dilation: distance of the paired cells, in cells.
+        metres, metres_per_metre: difference in metres, and what each metre of distance adds to it, over which the
+            similarity falls to 1/e.
+        grey_levels: the same of relative maps (published: 1, in the released code 2).
+
+    Raises:
+        ConfigError: a scale is negative, or that of metric or of relative maps is zero.
+
+    Source: Pseudo-Depth (arXiv 2403.01214), depth consistency, threshold 0.5; its maps have whole grey levels, of which
+    0.5 then allows no step, ours have 16 bits. The metric form is ours, from the spread of LiDAR points on a surface.
+    """
+
+    needs = frozenset({"depth"})
+
+    def __init__(
+        self, dilation: int = 2, *, metres: float = 0.1, metres_per_metre: float = 0.01, grey_levels: float = 1.0
+    ) -> None:
+        if min(metres, metres_per_metre) < 0 or metres + metres_per_metre <= 0 or grey_levels <= 0:
+            raise ConfigError(
+                "Depth: expected metres and metres_per_metre not below 0 and one above, and grey_levels above 0, got "
+                f"{metres}, {metres_per_metre} and {grey_levels}"
+            )
+        self.metres = metres
+        self.metres_per_metre = metres_per_metre
+        self.grey_levels = grey_levels
+        self.offsets = forward_offsets(dilation)
+
+    @torch.no_grad()
+    def similarity(self, depth: DepthMaps, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+        """Return how similar each cell is to the one ``rows`` below and ``cols`` to its right, and which are known.
+
+        Returns:
+            similarity: (I, h, w) float32 in [0, 1], 0 where not known.
+            known: (I, h, w) bool, both cells have a depth and neither is ground.
+        """
+        usable = depth.valid & ~depth.ground
+        known = usable & shifted(usable, rows, cols)
+        here, there = depth.value, shifted(depth.value, rows, cols)
+        scale: Tensor | float = self.grey_levels
+        if depth.metric:
+            scale = (self.metres + self.metres_per_metre * here.minimum(there)).where(known, 1.0)
+        return (-(here - there).abs() / scale).exp() * known, known
+
+    def of(self, ctx: MaskContext) -> PairAffinity:
+        """Return the affinity of a step's images."""
+        maps = [self.similarity(ctx.depth, *step)[0] for step in self.offsets]
+        return PairAffinity(torch.stack(maps, 1), valid_cells(ctx.images, *ctx.map_size), self.offsets)
 
 
 class Feature:

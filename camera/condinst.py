@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camera.fcos import Cells, Locations, norm_groups
+from mwsis.core.errors import ConfigError, closest_name
 from mwsis.core.instances import MaskSet
 
 __all__ = [
@@ -33,6 +34,7 @@ HIDDEN = 8
 FEATURE_STRIDE = 8
 MASK_STRIDE = 4
 MASK_THRESHOLD = 0.5
+DEPTH_GATES = ("half", "product")
 
 
 def _layer_sizes(mask_channels: int, hidden: int, depth: bool) -> list[tuple[int, int]]:
@@ -183,20 +185,30 @@ class DynamicMaskHead(nn.Module):
         mask_channels: depth of the mask features.
         position_scale: pixels by which relative positions are divided, per pyramid level.
         hidden: width of the mask networks (published: 8).
-        depth: a second output on the same layers says how near each cell is, ``sigmoid``, and multiplies the mask's
-            logit at stride 8 (Pseudo-Depth); the mask is then undecided where the depth output is 0.
+        depth_gate: a second output on the same layers says how near each cell is, p in [0, 1], and at stride 8 the
+            mask's logit is multiplied by p (``product``, published; a mask is then undecided where p is 0) or by
+            (1 + p) / 2 (``half``: at p = 0 it is half as sure). None: there is no such output.
+
+    Raises:
+        ConfigError: no such gate.
 
     Source: CondInst, section 3.2; hidden width 8, three layers; published scales 64, 128, 256, 512, 1024. Depth:
-    arXiv 2403.01214, depth-guided mask head.
+    arXiv 2403.01214, depth-guided mask head; ``half`` is ours (*generalised*), since far objects have small p.
     """
 
     def __init__(
-        self, mask_channels: int, position_scale: tuple[float, ...], hidden: int = HIDDEN, depth: bool = False
+        self,
+        mask_channels: int,
+        position_scale: tuple[float, ...],
+        hidden: int = HIDDEN,
+        depth_gate: str | None = None,
     ) -> None:
         super().__init__()
+        if depth_gate is not None and depth_gate not in DEPTH_GATES:
+            raise ConfigError(f"camera.depth_gate: no '{depth_gate}'{closest_name(depth_gate, DEPTH_GATES)}")
         self.mask_channels = mask_channels
         self.hidden = hidden
-        self.depth = depth
+        self.depth_gate = depth_gate
         self.position_scale: Tensor
         self.register_buffer("position_scale", torch.tensor(position_scale), persistent=False)
 
@@ -209,7 +221,7 @@ class DynamicMaskHead(nn.Module):
             locations: L cells.
             cells: K picked locations, ascending image index.
         """
-        sizes = [size for size, _ in _layer_sizes(self.mask_channels, self.hidden, self.depth)]
+        sizes = [size for size, _ in _layer_sizes(self.mask_channels, self.hidden, self.depth_gate is not None)]
         first, first_bias, second, second_bias, *outputs = torch.split(params, sizes, 1)
         first = first.reshape(len(cells), self.hidden, self.mask_channels + 2)
         hidden = self._position(first[..., :2], first_bias, mask_feats, locations, cells)
@@ -220,10 +232,11 @@ class DynamicMaskHead(nn.Module):
             torch.baddbmm(bias[..., None], weight[:, None], hidden).reshape(-1, 1, *mask_feats.shape[-2:])
             for weight, bias in zip(outputs[0::2], outputs[1::2], strict=True)
         ]
-        if not self.depth:
+        if self.depth_gate is None:
             return MaskOutput(aligned_bilinear(maps[0], 2)[:, 0])
         depth = maps[1].sigmoid()
-        return MaskOutput(aligned_bilinear(maps[0] * depth, 2)[:, 0], aligned_bilinear(depth, 2)[:, 0])
+        gate = (1 + depth) / 2 if self.depth_gate == "half" else depth
+        return MaskOutput(aligned_bilinear(maps[0] * gate, 2)[:, 0], aligned_bilinear(depth, 2)[:, 0])
 
     def _position(self, weight: Tensor, bias: Tensor, mask_feats: Tensor, locations: Locations, cells: Cells) -> Tensor:
         """Return the first layer's response to the relative position, (K, hidden, h, w)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from camera.fcos import Cells, Positives
-from mwsis.core.batch import ImageBatch
+from mwsis.core.batch import DepthMaps, ImageBatch
 
 if TYPE_CHECKING:  # the segmentor refines masks by colour, which is an affinity, which looks at a context
     from camera.segmentor import CondInst, Dense, Found
@@ -106,6 +106,8 @@ class MaskContext:
         pixel_feats: (I, D, H/8, W/8), the student's mask features; ``None`` where there is no step around.
         progress: share of the run already done; each optimiser step has its own.
         pasted: exact masks of the objects pasted into the images, ``None`` where nothing is pasted.
+        depth_output: (K, h, w) in [0, 1], how near the student takes each cell of an object to be; ``None`` of networks
+            without that output.
     """
 
     mask_logits: Tensor
@@ -116,6 +118,7 @@ class MaskContext:
     pixel_feats: Tensor | None = None
     progress: float = 0.0
     pasted: DenseTarget | None = None
+    depth_output: Tensor | None = None
 
     @property
     def gt_boxes(self) -> Tensor:
@@ -136,6 +139,12 @@ class MaskContext:
     def map_size(self) -> tuple[int, int]:
         """Rows and columns of the masks."""
         return int(self.mask_logits.shape[1]), int(self.mask_logits.shape[2])
+
+    @property
+    def depth(self) -> DepthMaps:
+        """The images' depth, for those who say in ``needs`` that they look at it."""
+        assert self.images.depth is not None
+        return self.images.depth
 
     @property
     def teaching(self) -> TeacherView:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -287,7 +287,7 @@ def save_camera_weights(path: Path | str, state: Mapping[str, Tensor], facts: Ma
 
 
 def load_camera_weights(module: nn.Module, path: Path | str) -> LoadReport:
-    """Fill our segmentor with weights of `save_camera_weights`.
+    """Fill our segmentor with weights of `save_camera_weights`; a depth output that they lack stays as it is.
 
     Raises:
         WeightMismatchError: the file is none of these, or its weights are of another network.
@@ -303,4 +303,16 @@ def load_camera_weights(module: nn.Module, path: Path | str) -> LoadReport:
     own = torch.cat([backbone.pixel_mean, backbone.pixel_std]).flatten()
     if backbone.swap_channels != swap or not own.cpu().equal(torch.tensor([*mean, *deviation])):
         raise ConfigError(f"camera.pixel_style: expected {content['pixel_style']}, with which {path} was trained")
-    return load_weights(module, content["model"], str(path))
+    return load_weights(module, _with_depth_output(content["model"], module), str(path))
+
+
+def _with_depth_output(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Return the weights with the module's own depth output where they have none: the last rows of its controller."""
+    state, head = dict(weights), cast(Any, module.get_submodule("mask_head"))
+    if getattr(head, "depth_gate", None) is None:  # mmdet's own has no such thing
+        return state
+    for name in ("controller.weight", "controller.bias"):
+        own = module.get_parameter(name).detach().cpu()
+        if name in state and len(own) - len(state[name]) == head.hidden + 1:
+            state[name] = torch.cat([state[name], own[len(state[name]) :]])
+    return state

@@ -271,7 +271,7 @@ def build_condinst(
     mask_branch_convs: int = 2,
     mask_channels: int = 16,
     mask_hidden: int = HIDDEN,
-    mask_depth: bool = False,
+    depth_gate: str | None = None,
     size_ranges: Sequence[float] = PUBLISHED_SIZE_RANGES,
     prior: float = 0.01,
     box_bias: float = 2.0,
@@ -296,7 +296,7 @@ def build_condinst(
         mask_branch_convs: its number of convolutions (published: 4).
         mask_channels: depth of the shared mask features (published: 16 for box supervision).
         mask_hidden: width of the mask networks (published: 8; mmdet's BoxInst: 16).
-        mask_depth: mask networks say how near each cell is, too, see `camera.condinst.DynamicMaskHead`.
+        depth_gate: mask networks say how near each cell is, too, see `camera.condinst.DynamicMaskHead`.
         size_ranges: largest distance to a box side per level, pixels; scale it with the image size.
         prior: score every class starts with.
         box_bias: initial distance to each side in strides (published: 0; 2 keeps the ReLU alive from the first step).
@@ -337,9 +337,13 @@ def build_condinst(
             norm=branch_norm,
         ),
         controller=Controller(
-            channels, mask_channels, hidden=mask_hidden, depth=mask_depth, random_start=random_mask_start
+            channels,
+            mask_channels,
+            hidden=mask_hidden,
+            depth=depth_gate is not None,
+            random_start=random_mask_start,
         ),
-        mask_head=DynamicMaskHead(mask_channels, _position_scale(size_ranges), mask_hidden, mask_depth),
+        mask_head=DynamicMaskHead(mask_channels, _position_scale(size_ranges), mask_hidden, depth_gate),
         size_ranges=size_ranges,
         **settings,
     )

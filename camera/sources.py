@@ -12,27 +12,28 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from camera.affinity import CELL
 from camera.context import DenseTarget, MaskContext
 from camera.fcos import Cells
+from camera.matching import Greedy, Matcher
 from camera.refinement import ColorRefinement
 from camera.terms import box_bands
 from mwsis.core.errors import ConfigError, closest_name
 from mwsis.core.instances import MaskSet
+from mwsis.core.schedule import Ramp
 
 __all__ = [
     "BoxFill",
     "Compose",
     "DenseTarget",
+    "FadedIn",
     "Learner",
     "MaskSource",
     "MatchedDetections",
     "OfflineMasks",
     "PositiveAggregation",
     "Refined",
-    "match_greedily",
 ]
 
 MIN_WEIGHT = 1e-12
@@ -44,7 +45,8 @@ class MaskSource(Protocol):
     """What makes pseudo masks.
 
     Attributes:
-        needs: some of ``teacher`` (EMA or the student itself), ``ema_teacher``, ``given_masks``; checked before a run.
+        needs: some of ``teacher`` (EMA or the student itself), ``ema_teacher``, ``given_masks``, ``depth``; checked
+            before a run.
     """
 
     @property
@@ -122,34 +124,6 @@ class PositiveAggregation:
         return DenseTarget(per_gt, total > 0)
 
 
-def match_greedily(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Return the detection of each object: best score first, nearest object first, each object and detection once.
-
-    Args:
-        iou: (D, G) float; zero where class or image differ.
-        scores: (D,) float.
-        threshold: smallest IoU of a match.
-
-    Returns:
-        (G,) int64, row of ``iou``, -1 without a detection.
-
-    Complexity: O(D G) per round. All detections ask for their nearest object at once and each object keeps the best;
-    the others ask again. As all objects agree on the order of detections, the outcome is that of one after the other.
-    """
-    num_found, num_objects = iou.shape
-    order = scores.argsort(descending=True, stable=True)
-    iou, free = iou[order], iou[order] >= threshold
-    place = torch.arange(num_found, device=iou.device)
-    while True:
-        asking = free.any(1).nonzero()[:, 0]
-        wish = iou.where(free, -1.0)[asking].argmax(1) if num_objects else asking
-        taker = place.new_full((num_objects,), num_found).scatter_reduce(0, wish, place[asking], "amin")
-        refused = taker[wish] != asking
-        if not bool(refused.any()):
-            return torch.cat([order, order.new_full((1,), -1)])[taker]
-        free[asking[refused], wish[refused]] = False
-
-
 class Refined(nn.Module):
     """Another source's masks, sharpened by the colours of the image within the box that a person drew.
 
@@ -189,29 +163,26 @@ class Refined(nn.Module):
 class MatchedDetections:
     """The teacher's detection of each object, its mask cut by the object's box.
 
-    Args:
-        iou: smallest overlap of the detection's box with the object's.
-        class_aware: a detection of another class does not match.
+    An object without a detection weighs nothing, nor does one whose mask exceeds 0.5 nowhere in the box.
 
-    Source: BoxTeacher (CVPR 2023), box-based assignment with IoU 0.5 and mask-aware confidence. The confidence here is
-    ``sqrt(score * mean of the mask where it exceeds 0.5 in the box)``; an object without a detection weighs nothing.
+    Args:
+        matcher: finds the detections; by default `camera.matching.Greedy`, as in BoxTeacher.
+        weighted: a mask weighs ``sqrt(score * mean of the mask where it exceeds 0.5 in the box)`` (BoxTeacher); false:
+            all weigh the same (Pseudo-Depth).
+
+    Source: BoxTeacher (CVPR 2023), mask-aware confidence; Pseudo-Depth (arXiv 2403.01214).
     """
 
-    needs = frozenset({"ema_teacher"})
-
-    def __init__(self, iou: float = 0.5, class_aware: bool = True) -> None:
-        self.iou = iou
-        self.class_aware = class_aware
+    def __init__(self, matcher: Matcher | None = None, weighted: bool = True) -> None:
+        self.matcher: Matcher = matcher or Greedy()
+        self.needs = frozenset({"ema_teacher"}) | self.matcher.needs
+        self.weighted = weighted
 
     @torch.no_grad()
     def propose(self, ctx: MaskContext) -> DenseTarget:
         """Return the masks of matched detections; only these are decoded."""
         teacher, found = ctx.teaching, ctx.teaching.found
-        overlap = box_iou(found.boxes, ctx.gt_boxes)
-        comparable = found.cells.image_index[:, None] == ctx.gt_image
-        if self.class_aware:
-            comparable &= found.labels[:, None] == ctx.gt_labels
-        match = match_greedily(overlap * comparable, found.scores, self.iou)
+        match = self.matcher.match(ctx)
         present = match >= 0
         chosen = match[present]
         on_row, on_col = (band[present] for band in box_bands(ctx.gt_boxes, *ctx.map_size))
@@ -223,7 +194,7 @@ class MatchedDetections:
         per_gt[present] = prob
         weight = prob.new_zeros(len(match))
         weight[present] = (found.scores[chosen] * mask_score).sqrt()
-        return DenseTarget(per_gt, weight > 0, weight)
+        return DenseTarget(per_gt, weight > 0, weight if self.weighted else None)
 
 
 class OfflineMasks:
@@ -283,6 +254,36 @@ class BoxFill:
         on_row, on_col = box_bands(ctx.gt_boxes, *ctx.map_size)
         filled = on_row[:, :, None] & on_col[:, None]
         return DenseTarget(filled.float(), torch.ones_like(ctx.gt_labels, dtype=torch.bool))
+
+
+class FadedIn(nn.Module):
+    """Another source's masks, from some point of the run on and then trusted more and more.
+
+    For a source that needs a trained teacher, beside one that does not (`Compose`): a term's schedule cannot tell them
+    apart.
+
+    Args:
+        source: makes the masks; not asked before the start.
+        start: fraction of the run.
+        length: fraction of the run over which the trust rises from 0; 0 means at once.
+        enabled: false never asks it.
+    """
+
+    def __init__(self, source: MaskSource, start: float, length: float = 0.0, enabled: bool = True) -> None:
+        super().__init__()
+        self.source = source
+        self.trust = Ramp(float(enabled), start, length)
+        self.needs = source.needs if enabled else frozenset[str]()
+
+    @torch.no_grad()
+    def propose(self, ctx: MaskContext) -> DenseTarget:
+        """Return the masks, each weighing what the source says times the trust; none before the start."""
+        trust = self.trust(ctx.progress)
+        if trust == 0:
+            absent = torch.zeros_like(ctx.gt_labels, dtype=torch.bool)
+            return DenseTarget(ctx.gt_boxes.new_zeros(len(absent), *ctx.map_size), absent)
+        target = self.source.propose(ctx)
+        return DenseTarget(target.per_gt, target.present, target.weight * trust)
 
 
 class Compose(nn.Module):

@@ -1,4 +1,4 @@
-"""Decoding, resizing, cropping and mirroring of images, with the boxes, masks and pixels that lie on them.
+"""Decoding, resizing, cropping and mirroring of images, with the boxes, masks, depths and pixels that lie on them.
 
 One `ImageGeometry` is applied to everything on an image, so nothing can be moved in one place and forgotten in another.
 Padding is done by `mwsis.data.dataset.collate`, normalisation by the model. Next: `fusion.transforms`.
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from camera.condinst import MASK_STRIDE
+from mwsis.core.batch import DepthMaps
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.frame import BoxMasks
 from mwsis.core.instances import Boxes2D, MaskSet
@@ -26,6 +27,8 @@ __all__ = ["ImageGeometry", "ResizeCropFlip", "decode_image"]
 
 HALF = 0.5 - 1e-5
 """Covered share from which a cell belongs to a mask; a little less, so that rounding does not decide on halves."""
+LEAST_SHARE = 1e-6
+"""Known share of a cell from which it has a depth: any, beyond rounding."""
 LEAST_SIDE = 2.0
 """Pixels that a box must keep in each direction when an image is cropped. Our choice: half a cell of its mask."""
 
@@ -115,6 +118,34 @@ class ImageGeometry:
         size = [-(-side // MASK_STRIDE) for side in self.size]
         masks = MaskSet.from_crops(size[0], size[1], torch.tensor(boxes, dtype=torch.int64), crops)
         return BoxMasks(masks, given.weight)
+
+    def apply_depth(self, depth: DepthMaps) -> DepthMaps:
+        """Return a map of the whole recorded image, of any resolution, on the new image at stride 4.
+
+        A cell has the mean of what is known in it, and none where nothing is; it shows the ground where half of that
+        does.
+
+        Complexity: O(pixels of the map).
+        """
+        known = depth.valid.double()
+        share, value, ground = (self._means(part * known) for part in (known, depth.value, depth.ground))
+        valid = share > LEAST_SHARE
+        share = share.where(valid, 1.0)
+        return DepthMaps(
+            (value / share).where(valid, 0.0).float(), valid, valid & (ground >= HALF * share), depth.metric
+        )
+
+    def _means(self, maps: Tensor) -> Tensor:
+        """Return the mean over each cell of the new image of (n, m) values that cover the recorded one."""
+        down, across = maps.shape[0] / self.height, maps.shape[1] / self.width
+        left, upper, right, _ = self.kept
+        start = -left * across
+        if self.flipped:
+            start, maps = right * across - maps.shape[1], maps.flip(1)
+        rows, columns = self.size
+        _, means = _cover(maps, -upper * down, down, rows)
+        _, means = _cover(means.T, start, across, columns)
+        return means.T
 
     def _cells(self, box: list[int], crop: Tensor) -> tuple[list[int], Tensor]:
         """Return the crop box in cells and the covered cells of a mask in recorded pixels."""

@@ -193,7 +193,10 @@ class PretrainingStep(nn.Module):
         if self.copy_paste is None or not self._pastes_asked(progress):
             return batch, None
         pasted = self.copy_paste.compose(batch.images, progress)
-        return replace(batch, images=pasted.images, image_index=pasted.shows(batch.pixel_uv, batch.image_index)), pasted
+        images, depth = pasted.images, batch.images.depth
+        if depth is not None:
+            images = replace(images, depth=depth.without(pasted.covered_cells))
+        return replace(batch, images=images, image_index=pasted.shows(batch.pixel_uv, batch.image_index)), pasted
 
     def _camera_losses(
         self, batch: Batch, pasted: Pasted | None, progress: float, losses: dict[str, Tensor]
@@ -207,9 +210,11 @@ class PretrainingStep(nn.Module):
 
         sampled = camera.sample(dense, positives, self.method.masks_per_image)
         teacher = TeacherView(self._teaching_camera, images, sampled)
-        logits = camera.decode_masks(dense, sampled)
+        masks = camera.decode(dense, sampled)
         exact = None if pasted is None else pasted.target
-        context = MaskContext(logits, sampled, images, None, teacher, dense.mask_feats, progress, exact)
+        context = MaskContext(
+            masks.logits, sampled, images, None, teacher, dense.mask_feats, progress, exact, masks.depth
+        )
         if self.mask_source is not None and self._masks_asked(progress):
             context = replace(context, target=self.mask_source.propose(context))
         if self.copy_paste is not None and pasted is not None and context.target is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camera.transforms import ImageGeometry, ResizeCropFlip, decode_image
+from fusion.depth_maps import DepthSource
 from fusion.lidar_depth import pixel_depth
 from lidar.transforms import RotateScaleFlip
 from mwsis.core.batch import Sample
@@ -58,6 +59,7 @@ class PairedTransform:
         with_depth: measure how deep each point lies in the cameras that see it.
         given_masks: what gives training the masks of a frame's boxes; asked by `mwsis.data.dataset.FrameDataset`.
             ``None`` for training from boxes and for evaluation.
+        depth: what knows how deep the images' cells lie; ``None`` where no method asks, and for evaluation.
 
     Raises:
         ConfigError: the range is empty or ``cameras_per_frame`` below 1.
@@ -76,6 +78,7 @@ class PairedTransform:
     strong_view: Callable[[Tensor, torch.Generator], Tensor] | None = None
     with_depth: bool = False
     given_masks: GivenMasks | None = None
+    depth: DepthSource | None = None
 
     def __post_init__(self) -> None:
         bounds = list(self.point_cloud_range)
@@ -86,7 +89,7 @@ class PairedTransform:
 
     def deterministic(self) -> PairedTransform:
         """Return the transform for evaluation: no augmentation, all cameras, the largest image width."""
-        return replace(self, augment=False, strong_view=None, given_masks=None)
+        return replace(self, augment=False, strong_view=None, given_masks=None, depth=None)
 
     def __call__(self, frame: Frame, labels: FrameLabels, frame_index: int, generator: torch.Generator) -> Sample:
         """Return the sample.
@@ -136,6 +139,7 @@ class PairedTransform:
             ),
             pixel_depth=pixel_depth(frame.points.xyz[keep], pixels.camera_index, cameras) if self.with_depth else None,
             strong=tuple(self.strong_view(image, generator) for image in images) if self.strong_view else (),
+            depth=self.depth.of(frame, chosen, geometries) if self.depth else (),
         )
 
     def _sweep(self, frame: Frame, cameras: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:

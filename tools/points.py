@@ -4,6 +4,8 @@
     uv run tools/points.py resume=DIR                        continue what was interrupted (ctrl-C saves first)
     uv run tools/train.py method=full data=coco data.root=FOLDER data.source.annotations.train=DIR/boxes.json \\
         data.masks=DIR/masks.json                            then train on the result (DIR as a whole path)
+    uv run tools/train.py method=mixed data.supervision=mixed data=coco data.root=FOLDER data.masks=DIR/masks.json
+                                                             where only the images that say so have points
 
 semantic         folder of maps of classes, <image name>.png, 8 bits: 0 background, c + 1 class c, 255 unknown
 semantic_source  who made them: wsss (from image-level labels), sam, or gt (people; the masks are then tagged gt)
@@ -15,8 +17,9 @@ data.image_widths=[...] data.crop=[416,416] method.point_to_mask.backbone=resnet
 method.point_to_mask.losses.refine=false ...
 
 DIR holds masks.json, boxes.json, metrics.json, config.yaml, losses.csv and checkpoints/last.ckpt. Where the annotations
-have masks, metrics.json has the mean IoU with them (`gt_mask_iou`); training never reads these. Exit code: 0 done, 2
-wrong input, 3 stopped by a full disk or losses that are not finite, 130 interrupted.
+have masks, metrics.json has the mean IoU with them (`gt_mask_iou`), and beside it that of masks made without training:
+a square of 64 px, the pixels of the class nearest to the point, and its watershed. Training never reads them. Exit
+code: 0 done, 2 wrong input, 3 stopped by a full disk or losses that are not finite, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from tools.train import interrupted, or_exit
 if TYPE_CHECKING:
     from camera.point_to_mask.instances_from_semantics import PointMasks
     from camera.point_to_mask.settings import PointData, PointToMask
+    from mwsis.core.instances import MaskSet
     from mwsis.training.config import RunConfig
     from mwsis.training.folder import RunFolder
 
@@ -109,15 +113,18 @@ def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, poin
         "points": len(weights),
         "without_mask": sum(weight == 0 for weight in weights),
         "mean_score": sum(weights) / max(sum(weight > 0 for weight in weights), 1),
-        "gt_mask_iou": gt_mask_iou(pointed, found),
+        "gt_mask_iou": gt_mask_iou(pointed, [one.masks for one in found]),
+        "gt_mask_iou_untrained": {name: gt_mask_iou(pointed, one) for name, one in untrained_masks(pointed).items()},
         "steps": state["global_step"],
         "skipped_steps": state["skipped_steps"],
         "seed": run.seed,
         "wall_s": round(time.monotonic() - began, 1),
     }
     write_json(folder.metrics, metrics)
-    said = "no gt_ masks to compare with" if metrics["gt_mask_iou"] is None else f"{metrics['gt_mask_iou']:.3f}"
-    print(f"{metrics['points']} points, {metrics['without_mask']} without a mask, mean IoU with gt_ masks: {said}")
+    scores = {"trained": metrics["gt_mask_iou"], **metrics["gt_mask_iou_untrained"]}
+    said = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if score is not None)
+    print(f"{metrics['points']} points, {metrics['without_mask']} without a mask")
+    print(f"mean IoU with gt_ masks: {said}" if said else "no gt_ masks to compare with")
 
 
 def predictions(run: RunConfig, network: Any, settings: PointToMask, pointed: PointData) -> list[PointMasks]:
@@ -136,8 +143,8 @@ def predictions(run: RunConfig, network: Any, settings: PointToMask, pointed: Po
     return found
 
 
-def gt_mask_iou(pointed: PointData, found: list[PointMasks]) -> float | None:
-    """Return the mean IoU of masks, made-up squares among them, with those of the annotations; None without any.
+def gt_mask_iou(pointed: PointData, masks: list[MaskSet]) -> float | None:
+    """Return the mean IoU of the points' masks with those of the annotations; None without any.
 
     Evaluation alone: training has ended when this reads the annotations' masks.
     """
@@ -151,17 +158,32 @@ def gt_mask_iou(pointed: PointData, found: list[PointMasks]) -> float | None:
         instances = read_instances(pointed.path, state.st_size, state.st_mtime_ns)
     except DataError:  # points alone, without the boxes that this reader expects
         return None
-    if not instances.has_masks:
-        return None
     overlaps = []
-    for image, own in zip(pointed.images, found, strict=True):
+    for image, own in zip(pointed.images, masks, strict=True):
         listed = instances.images[instances.index[str(image.id)]]
         drawn = {one.id: one for one in instances.annotations[listed.id]}
         for index, number in enumerate(image.ids):
-            gt = torch.from_numpy(decoded_mask(pointed.path, drawn[str(number)], listed))
-            mask = own.masks.dense(index)
+            one = drawn.get(str(number))
+            if one is None or one.segmentation is None:
+                continue
+            gt = torch.from_numpy(decoded_mask(pointed.path, one, listed))
+            mask = own.dense(index)
             overlaps.append(float((mask & gt).sum() / (mask | gt).sum().clamp(min=1)))
     return sum(overlaps) / len(overlaps) if overlaps else None
+
+
+def untrained_masks(pointed: PointData) -> dict[str, list[MaskSet]]:
+    """Return what the points, the maps of classes and the images give without training."""
+    from camera.point_to_mask.baselines import nearest_points, squares, watersheds
+    from camera.point_to_mask.samples import load_image
+
+    found: dict[str, list[MaskSet]] = {"square": [], "nearest_point": [], "watershed": []}
+    for image in pointed.images:
+        semantic = pointed.maps.of(image)
+        found["square"].append(squares(image.points, (image.height, image.width)))
+        found["nearest_point"].append(nearest_points(semantic, image.points))
+        found["watershed"].append(watersheds(load_image(pointed.folder, image), semantic, image.points))
+    return found
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from mwsis.training.commands import compose_run, print_scores, progress_line, ru
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from mwsis.data.source import Source
     from mwsis.training.config import RunConfig
     from mwsis.training.folder import RunFolder
     from mwsis.training.prepare import Prepared
@@ -118,10 +119,25 @@ def prepare_run(run: RunConfig, folder: RunFolder) -> Prepared:
 
     source = build_source(run)
     check_training(run)
+    if launch.is_first():
+        print_labels(run, source)
     if not folder.checkpoint.exists():
         check_start(run, len(source.class_names))
     with importing("mwsis.training.run"), launch.in_turns():
         return prepare(run, source, progress_line)
+
+
+def print_labels(run: RunConfig, source: Source) -> None:
+    """Say what the training images are labelled with, where they say so, and which teach nothing where no box is."""
+    from mwsis.training.prepare import images_in_words, labelled_images
+
+    if counts := labelled_images(run, source):
+        print(f"labels: {images_in_words(counts)}")
+        if counts["unknown_extent"]:
+            print(
+                f"warning: in {counts['unknown_extent']} of the images with points an object has no mask in "
+                f"data.masks={run.data.masks}: nothing there is taught as background; tools/points.py makes masks"
+            )
 
 
 def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.data.coco import class_groups, labels_by_category
+from mwsis.data.coco_json import POINTS, supervision_of
 
 __all__ = ["POINT_KINDS", "ImagePoints", "PointedImage", "drifted", "read_categories", "read_points"]
 
@@ -101,7 +102,8 @@ def read_points(
 ) -> tuple[tuple[str, ...], tuple[PointedImage, ...]]:
     """Read the points of a COCO file; an annotation has ``"point": [x, y]`` beside its category.
 
-    Crowds and categories of no class are left out.
+    Crowds and categories of no class are left out, and where images say what they are labelled with
+    (`mwsis.data.coco_json`) all that do not say points.
 
     Args:
         path: the JSON file.
@@ -125,18 +127,18 @@ def read_points(
     groups = {name: (name,) for name in known} if classes is None else class_groups(classes)
     label_of = labels_by_category(known, groups, path)
     images = {str(_entry(one, "id", path, place)): one for place, one in enumerate(content["images"])}
-    found: dict[str, list[_Found]] = {name: [] for name in images}
+    found: dict[str, list[_Found]] = {name: [] for name in _with_points(images, path)}
     for place, one in enumerate(content["annotations"]):
         where = f"{path}: annotations[{place}]"
         image, category = str(one.get("image_id")), one.get("category_id")
         if image not in images:
             raise DataError(f"{where}: image_id: no image {image} in 'images'")
-        if category not in label_of or one.get("iscrowd", 0):
+        if image not in found or category not in label_of or one.get("iscrowd", 0):
             continue
         xy = _point(one, images[image], kind, where)
         if xy is not None:
             found[image].append(_Found(xy, label_of[category], one.get("id", place), category))
-    return tuple(groups), tuple(_image(entry, found[name], path) for name, entry in images.items())
+    return tuple(groups), tuple(_image(images[name], rows, path) for name, rows in found.items())
 
 
 def read_categories(path: Path) -> tuple[Mapping[str, Any], ...]:
@@ -156,6 +158,17 @@ def _content(path: Path) -> dict[str, Any]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path}: {key}: expected a list of entries, as in COCO's instances files")
     return content
+
+
+def _with_points(images: dict[str, dict[str, Any]], path: Path) -> list[str]:
+    """Return the ids of the images to be read: those that say points, or all where none says anything."""
+    said = {name: supervision_of(entry, f"{path}: image {name}") for name, entry in images.items()}
+    if not any(said.values()):
+        return list(images)
+    chosen = [name for name, supervision in said.items() if supervision == POINTS]
+    if not chosen:
+        raise DataError(f'{path}: images: expected at least one with "supervision": "points", got none')
+    return chosen
 
 
 def _entry(entry: dict[str, Any], name: str, path: Path, place: int) -> Any:

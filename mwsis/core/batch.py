@@ -14,7 +14,7 @@ from torch import Tensor
 from mwsis.core.frame import BoxMasks, PixelMap
 from mwsis.core.instances import Boxes2D, PointLabels
 
-__all__ = ["Batch", "ImageBatch", "PointBatch", "Sample", "move"]
+__all__ = ["Batch", "DepthMaps", "ImageBatch", "PointBatch", "Sample", "move"]
 
 T = TypeVar("T")
 
@@ -49,6 +49,29 @@ class PointBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class DepthMaps:
+    """How deep the cells of images lie, from a network run elsewhere or from LiDAR points; training alone sees any.
+
+    Attributes:
+        value: (I, h, w) float32 at stride 4, (h, w) of one image. Metric: metres along the camera's axis; relative:
+            inverse depth in grey levels, from 0, far, to 255, near. 0 where not ``valid``.
+        valid: same shape, bool, the depth is known.
+        ground: same shape, bool, a valid cell shows the ground; never from images alone, which do not tell.
+        metric: metres, otherwise grey levels.
+    """
+
+    value: Tensor
+    valid: Tensor
+    ground: Tensor
+    metric: bool
+
+    def without(self, hidden: Tensor) -> DepthMaps:
+        """Return the maps with nothing known of the cells in ``hidden``, bool, same shape."""
+        shown = ~hidden
+        return DepthMaps(self.value * shown, self.valid & shown, self.ground & shown, self.metric)
+
+
+@dataclass(frozen=True, eq=False)
 class ImageBatch:
     """I images padded right and bottom to one size.
 
@@ -60,6 +83,7 @@ class ImageBatch:
         masks: I sets of masks of these boxes at stride 4, if the configuration lets training see any; else ().
         strong: (I, 3, H, W) uint8, the same images in other colours, for the student; None where both networks see
             ``images``.
+        depth: of the images; None where no method asks, as always at inference.
     """
 
     images: Tensor
@@ -68,6 +92,7 @@ class ImageBatch:
     labels: tuple[Boxes2D, ...]
     masks: tuple[BoxMasks, ...] = ()
     strong: Tensor | None = None
+    depth: DepthMaps | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,7 +107,8 @@ class ImageBatch:
 class Sample:
     """One frame after augmentation, before batching; ``pixels.camera_index`` counts ``images`` (-1: not among them).
 
-    ``strong`` holds the images in other colours, or nothing; ``pixel_depth`` is as in `Batch`.
+    ``strong`` holds the images in other colours, or nothing, ``depth`` a map of each image, or nothing;
+    ``pixel_depth`` is as in `Batch`.
     """
 
     frame_index: int
@@ -99,6 +125,7 @@ class Sample:
     masks: tuple[BoxMasks, ...] = ()
     strong: tuple[Tensor, ...] = ()
     pixel_depth: Tensor | None = None
+    depth: tuple[DepthMaps, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -141,12 +141,14 @@ class CameraView:
         camera: intrinsics, distortion, pose.
         image: encoded JPEG or PNG bytes, as recorded.
         labels: the boxes, pixel units of the recorded image.
+        supervision: what a person gave of the objects, ``boxes``, ``points`` (then the boxes are made up) or ``masks``.
     """
 
     name: str
     camera: CameraModel
     image: bytes
     labels: Boxes2D
+    supervision: str = "boxes"
 
 
 @dataclass(frozen=True, eq=False)

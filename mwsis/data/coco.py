@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +29,17 @@ from mwsis.core.frame import (
 )
 from mwsis.core.geometry import CameraModel
 from mwsis.core.instances import IGNORE, Boxes2D, MaskSet
-from mwsis.data.coco_json import Annotation, Instances, ListedImage, decoded_mask, read_instances
+from mwsis.data.coco_json import (
+    BOXES,
+    MASKS,
+    POINTS,
+    Annotation,
+    Instances,
+    ListedImage,
+    decoded_mask,
+    read_instances,
+)
+from mwsis.data.given_masks import MaskFile
 
 __all__ = ["CocoSource", "annotation_file", "class_groups", "labels_by_category"]
 
@@ -38,6 +49,8 @@ IMAGES_PER_SEGMENT = 100
 CAMERA = "image"
 ANNOTATIONS_FOLDER = "annotations"
 NO_LIDAR = LidarGeometry(num_rings=1, num_columns=1)
+BBox = tuple[float, float, float, float]
+"""x, y, width, height, pixels."""
 
 
 class CocoSource:
@@ -50,15 +63,21 @@ class CocoSource:
     Truth: masks as pycocotools rasterises them; the id of an object is the index of its box, -1 for crowds. A file
     without any segmentation gives frames without truth. COCO has no calibration: the camera is made up.
 
+    Images may say what they are labelled with (`coco_json.py`). Of one with points neither boxes nor masks are read:
+    its boxes are those of ``point_masks``, found by the ids of image and annotation, and it has no truth. While one of
+    its objects has none, nobody knows how far that reaches, and the whole image becomes an ignore region: where no box
+    is, nothing is taught as background.
+
     Args:
         root: the folder the other paths are relative to.
         annotations: by split, an annotation file under ``root`` or, as COCO unpacks it, under ``root/annotations``.
         images: by split, the folder of its images; a key for each of ``annotations``.
         classes: in the order of the labels, the name of a category, or of a class with the categories it is made of:
             ``["person", {"vehicle": ["car", "bus"]}]``; None takes every category, in the order of their ids.
+        point_masks: a COCO file of masks made of points (tools/points.py); unused where no image says that it has some.
 
     Raises:
-        DataError: a file is missing, is no annotation file, or has no such category.
+        DataError: a file is missing, is no annotation file, or has no such category; or see `given_masks.MaskFile`.
         ConfigError: the settings are no splits or no classes.
 
     Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; its data format page.
@@ -73,6 +92,7 @@ class CocoSource:
         annotations: Mapping[str, str],
         images: Mapping[str, str],
         classes: Sequence[str | Mapping[str, Sequence[str]]] | None = None,
+        point_masks: str | Path | None = None,
     ) -> None:
         self.root = Path(root)
         self._settings = (dict(annotations), dict(images), None if classes is None else class_groups(classes))
@@ -90,12 +110,18 @@ class CocoSource:
             split: labels_by_category(self._instances(split).categories, groups, path)
             for split, path in self._files.items()
         }
+        listed = (image for split in self._files for image in self._instances(split).images)
+        self._point_masks = None
+        if point_masks is not None and any(image.supervision == POINTS for image in listed):
+            # Whether masks of the source `gt` may be used is decided where training is given them.
+            self._point_masks = MaskFile(Path(point_masks).resolve(), self.class_names, allow_truth=True)
 
     def __reduce__(self) -> tuple[type[CocoSource], tuple[object, ...]]:
         """Travel to workers without the annotations, which each worker reads once."""
         annotations, images, groups = self._settings
         classes = None if groups is None else [{name: list(members)} for name, members in groups.items()]
-        return CocoSource, (self.root, annotations, images, classes)
+        masks = None if self._point_masks is None else self._point_masks.path
+        return CocoSource, (self.root, annotations, images, classes, masks)
 
     def frame_ids(self, split: str) -> list[str]:
         """Return ``<split>/<image id>`` in the order of the annotation file.
@@ -121,7 +147,8 @@ class CocoSource:
 
     def identity(self) -> str:
         """Return a digest of the reader, the folder and the settings."""
-        return _digest(str(self.root.resolve()), *self._settings).hexdigest()[:32]
+        masks = () if self._point_masks is None else (str(self._point_masks.path),)
+        return _digest(str(self.root.resolve()), *self._settings, *masks).hexdigest()[:32]
 
     def fingerprint(self) -> str:
         """Return a digest of settings, annotations, and the sizes and times of images."""
@@ -131,13 +158,15 @@ class CocoSource:
     def segment_fingerprint(self, segment: str) -> str:
         """Return the same of the images of one segment."""
         split, _, block = segment.rpartition("_")
-        listed, label_of = self._listed(split), self._label_of[split]
+        listed = self._listed(split)
         digest = _digest(split, self._settings[2])
         for image in _block(listed.images, int(block)):
             state = self._image_path(split, image).stat()
-            digest.update(f"{image} {state.st_size} {state.st_mtime_ns}".encode())
-            for annotation in listed.annotations[image.id]:
-                if annotation.category in label_of:
+            digest.update(f"{image} {state.st_size} {state.st_mtime_ns}{image.supervision or ''}".encode())
+            for annotation, box in self._boxes(split, image):
+                if image.supervision == POINTS:
+                    digest.update(repr((annotation.category, annotation.crowd, box)).encode())
+                else:
                     annotation.feed(digest)
         return digest.hexdigest()[:32]
 
@@ -162,14 +191,29 @@ class CocoSource:
         )
         listed = self._listed(split)
         for image in listed.images:
-            kept = self._kept(split, image)
-            of_classes = sum(one.category in self._label_of[split] for one in listed.annotations[image.id])
+            kept, of_classes = self._kept(split, image), self._boxes(split, image)
             counts["images"] += 1
             counts["boxes"] += len(kept)
             counts["crowds"] += sum(one.crowd for one, _ in kept)
-            counts["degenerate_boxes_left_out"] += of_classes - len(kept)
-            counts["boxes_of_other_categories"] += len(listed.annotations[image.id]) - of_classes
+            counts["degenerate_boxes_left_out"] += sum(box is not None for _, box in of_classes) - len(kept)
+            counts["boxes_of_other_categories"] += len(listed.annotations[image.id]) - len(of_classes)
         return counts
+
+    def labelled_images(self, split: str) -> dict[str, int]:
+        """Return how many images have ``masks``, ``boxes`` and ``points``; nothing where no image says.
+
+        ``unknown_extent`` counts those with points of which an object has no mask in ``point_masks``. An image that
+        does not say, beside others that do, counts as one with boxes.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        images = self._listed(split).images
+        if all(image.supervision is None for image in images):
+            return {}
+        counts = Counter(image.supervision or BOXES for image in images)
+        unknown = sum(any(box is None for _, box in self._boxes(split, image)) for image in images)
+        return {kind: counts[kind] for kind in (MASKS, BOXES, POINTS)} | {"unknown_extent": unknown}
 
     def read(self, frame_id: str) -> Frame:
         """Return one image as a frame.
@@ -189,8 +233,10 @@ class CocoSource:
         boxes = torch.tensor([box for _, box in kept], dtype=torch.float32).reshape(-1, 4)
         labels = torch.tensor([self._label_of[split][one.category] for one, _ in kept], dtype=torch.int64)
         given = Boxes2D(boxes, torch.where(crowd, IGNORE, labels), crowd)
+        if any(box is None for _, box in self._boxes(split, image)):
+            given = _with_everything_ignored(given, image)
         truth = None
-        if listed.has_masks:
+        if listed.has_truth(image):
             truth = _truth(Boxes2D(boxes, labels, crowd), _masks(listed, image, [one for one, _ in kept]))
         return Frame(
             frame_id=frame_id,
@@ -198,7 +244,7 @@ class CocoSource:
             lidar=NO_LIDAR,
             points=_no_points(),
             pixels=PixelMap(torch.zeros(0, 1, 2), torch.zeros(0, 1, dtype=torch.int8)),
-            cameras=(CameraView(CAMERA, _made_up_camera(image), encoded, given),),
+            cameras=(CameraView(CAMERA, _made_up_camera(image), encoded, given, image.supervision or BOXES),),
             truth=truth,
         )
 
@@ -228,12 +274,20 @@ class CocoSource:
             raise DataError(f"{path}: no such file, but {self._files[split]} lists it as image {image.id}")
         return path
 
+    def _boxes(self, split: str, image: ListedImage) -> list[tuple[Annotation, BBox | None]]:
+        """Return the annotations of an image that have a class, with x, y, width, height; None: unknown."""
+        rows = [one for one in self._listed(split).annotations[image.id] if one.category in self._label_of[split]]
+        if image.supervision != POINTS:
+            return [(one, one.bbox) for one in rows]
+        made = {} if self._point_masks is None else self._point_masks.boxes(image.id)
+        return [(one, made.get(one.id)) for one in rows]
+
     def _kept(self, split: str, image: ListedImage) -> list[tuple[Annotation, list[float]]]:
         """Return the annotations of an image that have a class and a box, with the box's corners inside the image."""
         kept = []
-        for annotation in self._listed(split).annotations[image.id]:
-            if annotation.category in self._label_of[split]:
-                x, y, width, height = annotation.bbox
+        for annotation, box in self._boxes(split, image):
+            if box is not None:
+                x, y, width, height = box
                 corners = np.array([x, y, x + width, y + height]).clip(0, [image.width, image.height] * 2)
                 x1, y1, x2, y2 = corners.astype(np.float32).tolist()
                 if x1 < x2 and y1 < y2:
@@ -327,6 +381,16 @@ def _require_size(path: Path, encoded: bytes, image: ListedImage) -> None:
     if size != (image.width, image.height):
         got, listed = "{} x {}".format(*size), f"{image.width} x {image.height}"
         raise DataError(f"{path}: width, height: the annotations say {listed}, the file is {got}")
+
+
+def _with_everything_ignored(labels: Boxes2D, image: ListedImage) -> Boxes2D:
+    """Return the boxes of an image and, last of all, an ignore region that is the image."""
+    whole = labels.boxes.new_tensor([[0, 0, image.width, image.height]])
+    return Boxes2D(
+        torch.cat([labels.boxes, whole]),
+        torch.cat([labels.labels, labels.labels.new_tensor([IGNORE])]),
+        torch.cat([labels.ignore, labels.ignore.new_tensor([True])]),
+    )
 
 
 def _no_points() -> PointCloud:

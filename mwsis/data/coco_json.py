@@ -2,6 +2,11 @@
 
 Every mistake is one sentence with file, entry and field. Frames are made of this in `coco.py`. The only file besides
 `mwsis.evaluation.coco_masks` that imports pycocotools: a polygon's pixels are what pycocotools says they are.
+
+Beyond COCO, an entry of ``images`` may have ``"supervision": "boxes" | "points" | "masks"``: what a person gave of its
+objects. With masks every annotation has a segmentation; with points each but crowds has ``"point": [x, y]``, and its
+``bbox``, which may be missing, is never looked at. An image that does not say has boxes; all such images of a file have
+masks, or none.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,22 +22,36 @@ from typing import Any, TypeAlias
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mwsis.core.errors import DataError
+from mwsis.core.errors import DataError, closest_name
 
-__all__ = ["Annotation", "Instances", "ListedImage", "Rle", "decoded_mask", "read_instances"]
+__all__ = [
+    "BOXES",
+    "MASKS",
+    "POINTS",
+    "Annotation",
+    "Instances",
+    "ListedImage",
+    "Rle",
+    "decoded_mask",
+    "read_instances",
+    "supervision_of",
+]
 
+BOXES, POINTS, MASKS = "boxes", "points", "masks"
+"""What the objects of an image can be labelled with."""
 FILES_KEPT = 4
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One entry of ``images``; ``id`` is COCO's, as text."""
+    """One entry of ``images``; ``id`` is COCO's, as text, ``supervision`` None where it does not say."""
 
     id: str
     file_name: str
     width: int
     height: int
+    supervision: str | None = field(default=None, repr=False)  # fingerprints of files that do not say stay as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +72,14 @@ class Annotation:
     Attributes:
         id: COCO's, as text.
         category: id of its category.
-        bbox: x, y, width, height, pixels.
+        bbox: x, y, width, height, pixels; None in an image with points.
         crowd: a region of many objects.
         segmentation: polygons, each (2 V,) float64 x1 y1 x2 y2 ... in pixels; run lengths; or None.
     """
 
     id: str
     category: int
-    bbox: tuple[float, float, float, float]
+    bbox: tuple[float, float, float, float] | None
     crowd: bool
     segmentation: tuple[Array, ...] | Rle | None
 
@@ -84,7 +103,8 @@ class Instances:
         index: place of an image among ``images``, by id.
         annotations: by id of the image, in the file's order.
         categories: id by name, in the order of ids.
-        has_masks: whether every annotation has a segmentation; otherwise none has.
+        has_masks: whether every annotation of the images that do not say what they have has a segmentation; otherwise
+            none has.
     """
 
     path: Path
@@ -93,6 +113,13 @@ class Instances:
     annotations: dict[str, list[Annotation]]
     categories: dict[str, int]
     has_masks: bool
+
+    def has_truth(self, image: ListedImage) -> bool:
+        """Return whether the objects of an image have boxes and masks, to be scored against."""
+        if image.supervision in (None, MASKS):
+            return self.has_masks or image.supervision == MASKS
+        rows = self.annotations[image.id]
+        return image.supervision == BOXES and bool(rows) and all(one.segmentation is not None for one in rows)
 
 
 @lru_cache(maxsize=FILES_KEPT)
@@ -124,7 +151,8 @@ def read_instances(path: Path, size: int, mtime_ns: int) -> Instances:
         if image_id not in index:
             raise DataError(f"{where}: image_id: no image {image_id} in 'images'")
         annotations[image_id].append(_annotation(entry, images[index[image_id]], known, where))
-    has_masks = _all_or_none((one for rows in annotations.values() for one in rows), path)
+    unsaid = (image.id for image in images if image.supervision is None)
+    has_masks = _all_or_none((one for image_id in unsaid for one in annotations[image_id]), path)
     return Instances(path, images, index, annotations, categories, has_masks)
 
 
@@ -149,6 +177,18 @@ def decoded_mask(path: Path, annotation: Annotation, image: ListedImage) -> Arra
         return coco_mask.decode(coco_mask.merge(parts)).astype(bool)
     except (ValueError, TypeError, MemoryError, OverflowError) as error:
         raise DataError(f"{path}: annotation {annotation.id}: segmentation: {error}") from None
+
+
+def supervision_of(entry: dict[str, Any], where: str) -> str | None:
+    """Return what an entry of ``images`` says that its objects are labelled with; None where it does not say.
+
+    Raises:
+        DataError: there are no such labels; ``where`` names the entry.
+    """
+    said, known = entry.get("supervision"), (BOXES, POINTS, MASKS)
+    if said is not None and said not in known:
+        raise DataError(f"{where}: supervision: got {json.dumps(said)[:80]}{closest_name(str(said), known)}")
+    return said
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +233,7 @@ def _image(entry: Any, where: str) -> ListedImage:
     width, height = (_field(entry, name, (int,), where) for name in ("width", "height"))
     if min(width, height) < 1:
         raise DataError(f"{where}: width, height: expected at least 1, got {width} and {height}")
-    return ListedImage(str(image_id), file_name, width, height)
+    return ListedImage(str(image_id), file_name, width, height, supervision_of(entry, where))
 
 
 def _categories(entries: Sequence[Any], path: Path) -> dict[str, int]:
@@ -211,16 +251,39 @@ def _annotation(entry: Any, image: ListedImage, categories: frozenset[int], wher
     category = _field(entry, "category_id", (int,), where)
     if category not in categories:
         raise DataError(f"{where}: category_id: no category {category} in 'categories'")
-    bbox = _field(entry, "bbox", (list,), where)
-    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in bbox)
-    if len(bbox) != 4 or not numbers:
-        raise DataError(f"{where}: bbox: expected x, y, width, height, got {json.dumps(bbox)[:80]}")
+    bbox = None if image.supervision == POINTS else _bbox(entry, where)
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise DataError(f"{where}: iscrowd: expected 0 or 1, got {crowd!r}")
     shape = _segmentation(entry.get("segmentation"), image, f"{where}: segmentation")
+    if image.supervision == MASKS and shape is None:
+        raise DataError(f"{where}: segmentation: expected one, got none; image {image.id} says that it has masks")
+    if image.supervision == POINTS and not crowd:
+        _require_point(entry, image, where)
+    return Annotation(str(entry.get("id", "without id")), category, bbox, bool(crowd), shape)
+
+
+def _bbox(entry: Any, where: str) -> tuple[float, float, float, float]:
+    bbox = _field(entry, "bbox", (list,), where)
+    if len(bbox) != 4 or not _finite(bbox):
+        raise DataError(f"{where}: bbox: expected x, y, width, height, got {json.dumps(bbox)[:80]}")
     x, y, width, height = map(float, bbox)
-    return Annotation(str(entry.get("id", "without id")), category, (x, y, width, height), bool(crowd), shape)
+    return x, y, width, height
+
+
+def _require_point(entry: Any, image: ListedImage, where: str) -> None:
+    _field(entry, "id", (int, str), where)  # by which a mask made of the point is found
+    point = entry.get("point")
+    is_pair = isinstance(point, list) and len(point) == 2 and _finite(point)
+    if not is_pair or not (0 <= point[0] < image.width and 0 <= point[1] < image.height):
+        got = json.dumps(point, default=str)[:80]
+        raise DataError(
+            f"{where}: point: expected [x, y] inside the image, got {got}; image {image.id} says that it has points"
+        )
+
+
+def _finite(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def _segmentation(value: Any, image: ListedImage, where: str) -> tuple[Array, ...] | Rle | None:

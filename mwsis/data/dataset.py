@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mwsis.core.batch import Batch, ImageBatch, PointBatch, Sample
+from mwsis.core.batch import Batch, DepthMaps, ImageBatch, PointBatch, Sample
 from mwsis.core.errors import DataError
 from mwsis.core.frame import Frame
 from mwsis.core.instances import Boxes2D, PointLabels
@@ -29,6 +29,8 @@ __all__ = ["FrameDataset", "collate", "rounded_up"]
 Transform = Callable[[Frame, FrameLabels, int, torch.Generator], Sample]
 IMAGE_MULTIPLE = 32
 """Coarsest stride at which the camera backbone's maps must divide evenly."""
+MAP_STRIDE = 4
+"""Of depth maps, as of masks."""
 
 
 class FrameDataset(Dataset[Sample]):
@@ -161,7 +163,21 @@ def _image_batch(samples: list[Sample]) -> ImageBatch:
         labels,
         masks,
         _padded(strong, height, width) if strong else None,
+        _depth_maps([depth for sample in samples for depth in sample.depth], height, width),
     )
+
+
+def _depth_maps(maps: list[DepthMaps], height: int, width: int) -> DepthMaps | None:
+    """Return the maps of images padded to height and width, unknown where they end; None without any."""
+    if not maps:
+        return None
+    whole = torch.zeros(len(maps), height // MAP_STRIDE, width // MAP_STRIDE)
+    joined = DepthMaps(whole, whole.bool(), whole.bool(), maps[0].metric)
+    for index, one in enumerate(maps):
+        rows, cols = one.value.shape
+        for canvas, part in ((whole, one.value), (joined.valid, one.valid), (joined.ground, one.ground)):
+            canvas[index, :rows, :cols] = part
+    return joined
 
 
 def _padded(images: list[Tensor], height: int, width: int) -> Tensor:

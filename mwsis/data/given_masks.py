@@ -1,7 +1,8 @@
 """Masks that a configuration lets training see: ground truth on request, or a COCO file of masks made elsewhere.
 
-Nothing is given unless ``data.supervision=masks`` or ``data.masks=FILE`` asks for it; then `mwsis.data.dataset` puts
-the masks of a frame's boxes beside them (`Frame.given_masks`), and `camera.sources.OfflineMasks` makes targets of them.
+Nothing is given unless ``data.supervision=masks|mixed`` or ``data.masks=FILE`` asks for it; then `mwsis.data.dataset`
+puts the masks of a frame's boxes beside them (`Frame.given_masks`), and `camera.sources.OfflineMasks` makes targets of
+them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torchvision.ops import box_iou
 from mwsis.core.errors import DataError
 from mwsis.core.frame import BoxMasks, CameraView, Frame
 from mwsis.core.instances import Boxes2D, MaskSet
-from mwsis.data.coco_json import Annotation, ListedImage, decoded_mask, read_instances
+from mwsis.data.coco_json import MASKS, Annotation, ListedImage, decoded_mask, read_instances
 
-__all__ = ["GivenMasks", "MaskFile", "TrueMasks", "require_masks"]
+__all__ = ["GivenMasks", "MaskFile", "MixedMasks", "TrueMasks", "require_masks"]
 
 MATCH_IOU = 0.8
 """Overlap from which a mask's box is taken to be the box it was made for."""
@@ -67,10 +68,11 @@ class TrueMasks:
 
     def of(self, frame: Frame) -> tuple[BoxMasks, ...]:
         """Return the true mask of each box; none where the data set has no mask of that object in that image."""
-        return tuple(self._of(frame, index) for index in range(len(frame.cameras)))
+        return tuple(self.of_camera(frame, index) for index in range(len(frame.cameras)))
 
     @staticmethod
-    def _of(frame: Frame, index: int) -> BoxMasks:
+    def of_camera(frame: Frame, index: int) -> BoxMasks:
+        """Return the same of one camera."""
         view, truth = frame.cameras[index], frame.truth
         image = None if truth is None else truth.images[index]
         if truth is None or image is None:
@@ -130,6 +132,10 @@ class MaskFile:
             content = json.loads(self.path.read_bytes())
         except OSError as error:
             raise DataError(f"{self.what}: cannot be read ({error.strerror}); give the path of a COCO file") from None
+        if any(image.supervision is not None for image in instances.images):
+            raise DataError(
+                f"{self.what}: expected masks made elsewhere, got a data set whose images say 'supervision'"
+            )
         if not instances.has_masks:
             raise DataError(f"{self.what}: expected annotations with a segmentation, got none")
         label_of = {name: label for label, name in enumerate(class_names)}
@@ -167,9 +173,19 @@ class MaskFile:
 
         Complexity: one bitmap of the size of the image at a time.
         """
-        return tuple(self._of(frame, view) for view in frame.cameras)
+        return tuple(self.of_camera(frame, index) for index in range(len(frame.cameras)))
 
-    def _of(self, frame: Frame, view: CameraView) -> BoxMasks:
+    def boxes(self, image_id: str) -> dict[str, tuple[float, float, float, float]]:
+        """Return x, y, width, height, pixels, of an image's masks that are trusted at all, by id of the annotation."""
+        masked = self._by_key.get(image_id)
+        if masked is None:
+            return {}
+        pairs = zip(masked.annotations, masked.weights, strict=True)
+        return {one.id: one.bbox for one, weight in pairs if weight > 0 and one.bbox is not None}
+
+    def of_camera(self, frame: Frame, index: int) -> BoxMasks:
+        """Return the same as `of` of one camera."""
+        view = frame.cameras[index]
         keys = [f"{frame.frame_id}/{view.name}"]
         if len(frame.cameras) == 1:
             keys += [frame.frame_id, frame.frame_id.rpartition("/")[2]]
@@ -197,6 +213,35 @@ class MaskFile:
         overlap = box_iou(labels.boxes, boxes) * (labels.labels[:, None] == kind)
         best, row = overlap.max(1)
         return torch.where(best >= MATCH_IOU, row, -1).tolist()
+
+
+class MixedMasks:
+    """What each image has: its own masks where it says so, weight 1, otherwise those of a file, if there is one.
+
+    Masks in the annotations of an image that says boxes or points are never looked at.
+
+    Args:
+        file: masks made elsewhere, of images with boxes or points; None: there are none.
+    """
+
+    what = "data.supervision=mixed (masks of images that say so, and of data.masks)"
+
+    def __init__(self, file: MaskFile | None) -> None:
+        self.file = file
+
+    def of(self, frame: Frame) -> tuple[BoxMasks, ...]:
+        """Return the masks of each camera's boxes; none where the image has none.
+
+        Raises:
+            DataError: see `MaskFile.of`.
+        """
+        return tuple(self._of(frame, index) for index in range(len(frame.cameras)))
+
+    def _of(self, frame: Frame, index: int) -> BoxMasks:
+        view = frame.cameras[index]
+        if view.supervision == MASKS:
+            return TrueMasks.of_camera(frame, index)
+        return _arranged(view, [], []) if self.file is None else self.file.of_camera(frame, index)
 
 
 def _keys(entry: dict[str, Any]) -> list[str]:

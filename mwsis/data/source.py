@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from mwsis.core.frame import Frame
 
-__all__ = ["Source"]
+__all__ = ["LabelledImages", "Source"]
 
 
 @runtime_checkable
@@ -77,5 +77,20 @@ class Source(Protocol):
 
         Raises:
             DataError: there is no such frame, or it cannot be decoded.
+        """
+        ...
+
+
+@runtime_checkable
+class LabelledImages(Protocol):
+    """A data set whose images may say one by one what they are labelled with."""
+
+    def labelled_images(self, split: str) -> dict[str, int]:
+        """Return how many images have ``masks``, ``boxes`` and ``points``; nothing where no image says.
+
+        ``unknown_extent`` counts those with points of which an object has no box yet.
+
+        Raises:
+            DataError: the data set has no such split.
         """
         ...

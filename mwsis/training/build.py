@@ -15,6 +15,7 @@ from camera.mmdet_weights import load_camera_weights
 from camera.segmentor import CondInst, build_condinst
 from camera.sources import MaskSource, Refined
 from camera.transforms import ResizeCropFlip
+from fusion.depth_maps import DepthSource, FileDepth, LidarDepth
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import Method, WeightedTerm
 from fusion.transforms import PairedTransform
@@ -23,7 +24,8 @@ from lidar.transforms import RotateScaleFlip
 from mwsis.core import segment_ops
 from mwsis.core.errors import ConfigError
 from mwsis.core.schedule import EMADecay, Ramp
-from mwsis.data.given_masks import GivenMasks, MaskFile, TrueMasks
+from mwsis.data.depth_files import DepthFolder
+from mwsis.data.given_masks import GivenMasks, MaskFile, MixedMasks, TrueMasks
 from mwsis.training.config import (
     BRANCHES,
     BranchOptimConfig,
@@ -33,7 +35,7 @@ from mwsis.training.config import (
     instantiated,
 )
 from mwsis.training.lidar_branch import build_lidar, set_bn_momentum
-from mwsis.training.prepare import ring_classes
+from mwsis.training.prepare import labelled_images, ring_classes
 
 __all__ = [
     "build_method",
@@ -52,8 +54,11 @@ REMEDIES = {
     "target": "pseudo masks; give method.mask_source",
     "pasted": "pasted objects; give method.copy_paste",
     "ema_teacher": "a teacher of its own; set method.ema=true",
-    "given_masks": "masks of the boxes; set data.supervision=masks, or data.masks to a COCO file",
+    "given_masks": "masks of the boxes; set data.supervision=masks (mixed where images say what they have), or "
+    "data.masks to a COCO file",
     "lidar": "the LiDAR branch; add it to method.branches",
+    "depth": "depth of the images; set data.depth=lidar, or to a folder that tools/depth.py wrote",
+    "depth_output": "a network that says how near things are; set camera.depth_gate=half, and no camera.mmdet",
 }
 """What a term or source can need that a run may lack, and what to do about it."""
 
@@ -77,10 +82,23 @@ def check_training(run: RunConfig) -> None:
         "teacher": True,  # the student itself where there is no other
         "ema_teacher": run.method.ema,
         "lidar": "lidar" in run.method.branches,
-        "given_masks": run.data.supervision == "masks" or run.data.masks is not None,
+        "given_masks": run.data.supervision != "boxes" or run.data.masks is not None,
         "target": method.mask_source is not None,
         "pasted": method.copy_paste is not None,
+        "depth": run.data.depth is not None,
+        "depth_output": run.camera.depth_gate is not None and run.camera.mmdet is None,
     }
+    for where, asker in _asking(method).items():
+        for need in sorted(asker.needs):
+            if not provided.get(need, False):
+                remedy = REMEDIES.get(need, f"'{need}', which nothing here provides; known: {', '.join(provided)}")
+                raise ConfigError(f"{where} ({type(asker).__name__}) needs {remedy}")
+    given_masks(run)
+    _depth_source(run, method)
+
+
+def _asking(method: Method) -> dict[str, Any]:
+    """Return the parts of a method that need something, by setting; a source only if somebody asks for its masks."""
     asking: dict[str, Any] = {
         f"method.camera_terms.{name}": weighted.term for name, weighted in method.camera_terms.items()
     }
@@ -89,12 +107,19 @@ def check_training(run: RunConfig) -> None:
         asking["method.mask_source"] = method.mask_source
     if method.copy_paste is not None:
         asking["method.copy_paste"] = method.copy_paste
-    for where, asker in asking.items():
-        for need in sorted(asker.needs):
-            if not provided.get(need, False):
-                remedy = REMEDIES.get(need, f"'{need}', which nothing here provides; known: {', '.join(provided)}")
-                raise ConfigError(f"{where} ({type(asker).__name__}) needs {remedy}")
-    given_masks(run)
+    return asking
+
+
+def _depth_source(run: RunConfig, method: Method) -> DepthSource | None:
+    """Return what knows the depth of training images; None where no part of the method looks at it.
+
+    Raises:
+        DataError: see `mwsis.data.depth_files.DepthFolder`.
+    """
+    if "camera" not in run.method.branches or not any("depth" in part.needs for part in _asking(method).values()):
+        return None
+    assert run.data.depth is not None
+    return LidarDepth() if run.data.depth == "lidar" else FileDepth(DepthFolder(run.data.depth))
 
 
 def check_start(run: RunConfig, num_classes: int) -> None:
@@ -115,12 +140,21 @@ def given_masks(run: RunConfig) -> GivenMasks | None:
     """Return what gives training the masks of its boxes; None where it is trained from boxes.
 
     Raises:
+        ConfigError: supervision is mixed, but no image says what it is labelled with.
         DataError: see `mwsis.data.given_masks.MaskFile`.
     """
+    file, supervision = None, run.data.supervision
     if run.data.masks is not None:
         names = instantiated(run.data.source, "data.source").class_names
-        return MaskFile(run.data.masks, names, allow_truth=run.data.supervision == "masks")
-    return TrueMasks() if run.data.supervision == "masks" else None
+        file = MaskFile(run.data.masks, names, allow_truth=supervision == "masks")
+    if supervision == "mixed":
+        if not labelled_images(run, instantiated(run.data.source, "data.source")):
+            raise ConfigError(
+                f"data.supervision=mixed: no training image of data={run.data.name} says what it is labelled with; "
+                'expected data=coco and "supervision": "boxes", "points" or "masks" in the entries of \'images\''
+            )
+        return MixedMasks(file)
+    return TrueMasks() if file is None and supervision == "masks" else file
 
 
 def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
@@ -145,6 +179,7 @@ def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
         strong_view=_strong_view(run) if augment else None,
         with_depth=augment and not run.method.cscs.hidden_pairs,
         given_masks=given_masks(run) if augment and "camera" in run.method.branches else None,
+        depth=_depth_source(run, build_method(run)) if augment else None,
     )
 
 
@@ -194,6 +229,7 @@ def _own_camera(run: RunConfig, num_classes: int, start: bool) -> CondInst:
         mask_branch_convs=config.mask_branch_convs,
         mask_channels=config.mask_channels,
         mask_hidden=config.mask_hidden,
+        depth_gate=config.depth_gate,
         random_mask_start=config.random_mask_start,
         size_ranges=(*config.size_ranges, math.inf),
         box_weight=config.box_weight,
@@ -275,7 +311,7 @@ def _mask_source(config: MethodConfig) -> MaskSource | None:
 def _copy_paste(run: RunConfig) -> CopyPaste | None:
     if not run.method.copy_paste or "camera" not in run.method.branches:
         return None
-    if run.data.supervision == "masks" or run.data.masks is not None:
+    if run.data.supervision != "boxes" or run.data.masks is not None:
         raise ConfigError(
             "method.copy_paste: pastes where only boxes are known; set it to null to train on given masks"
         )

@@ -45,7 +45,7 @@ NETWORKS = {
 
 PRECISIONS = ("32", "bf16-camera")
 SEGMENT_OPS = ("torch", "scatter")
-SUPERVISIONS = ("boxes", "masks")
+SUPERVISIONS = ("boxes", "masks", "mixed")
 TASKS = ("detection", "instance", "semantic")
 SCRATCH = "scratch"
 """What `FinetuneConfig.init` says where nothing is loaded."""
@@ -87,10 +87,15 @@ class DataConfig:
     cameras_per_frame: int | None = None
     # class-wise clustering radii, metres, in class order (MWSIS section 3.1: .6 .1 .4)
     radii: list[float] = field(default_factory=lambda: [0.6, 0.1, 0.4])
-    # boxes | masks: whether training may see masks that a person drew; boxes is what this project is about
+    # boxes | masks | mixed: whether training may see masks that a person drew; boxes is what this project is about,
+    # mixed shows those of the images that say "supervision": "masks" (mwsis.data.coco_json)
     supervision: str = "boxes"
-    # COCO file of masks made elsewhere (mwsis.data.given_masks); null = with supervision=masks the data set's own
+    # COCO file of masks made elsewhere (mwsis.data.given_masks); images with points have their boxes from it, too;
+    # null = with supervision=masks the data set's own
     masks: str | None = None
+    # depth of the training images, for methods that look at it: lidar (that of the sweep's points), or a folder of maps
+    # made by tools/depth.py (mwsis.data.depth_files); never used to predict
+    depth: str | None = None
     # training frames, evenly spread, on which the quality of the labels is measured; null = all
     quality_frames: int | None = None
     # digest of the frames of both splits (mwsis.data.content) and what made them, for benchmarks: others are refused;
@@ -137,6 +142,9 @@ class CameraConfig:
     # 16, 16)
     mask_channels: int = 16
     mask_hidden: int = 8
+    # half | product: mask networks have a second output, how near each cell is, and the mask's logit is multiplied by
+    # (1 + nearness) / 2 or, as Pseudo-Depth has it, by nearness; null = no such output
+    depth_gate: str | None = None
     # initial class score (FCOS: .01)
     prior: float = 0.01
     # initial value of the (scaled, rectified) distances to the box sides, in strides
@@ -453,6 +461,9 @@ def labels_used(run: RunConfig) -> str:
         kind = "3D boxes" if run.finetune.task == "detection" else "point labels"
         before = "" if run.finetune.init == SCRATCH else ", after pretraining"
         return f"gt_ {kind} of {run.finetune.label_fraction:.0%} of the segments{before}"
+    if run.data.supervision == "mixed":
+        made = "" if run.data.masks is None else f" (and the pseudo_ masks of {run.data.masks})"
+        return f"what each image has: gt_ masks, 2D boxes or points{made}"
     if run.data.masks is not None:
         made = "gt_ or pseudo_" if run.data.supervision == "masks" else "pseudo_"
         return f"2D boxes and the {made} masks of {run.data.masks}"

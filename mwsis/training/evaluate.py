@@ -15,7 +15,7 @@ from mwsis.training.commands import restore_config
 from mwsis.training.config import RunConfig, labels_used, typed
 from mwsis.training.inference import predict
 from mwsis.training.label_scores import label_quality
-from mwsis.training.prepare import Prepared, ring_classes
+from mwsis.training.prepare import Prepared, images_in_words, labelled_images, ring_classes
 from mwsis.training.run import load_run
 
 __all__ = ["evaluate_run", "for_protocol", "trained_from"]
@@ -62,7 +62,11 @@ def evaluate_run(
     }
     metrics |= {"method": run.method.name, "seed": run.seed, "steps": state["global_step"]}
     metrics["protocol"] = {"used": protocol.name, "known": {name: one.meaning for name, one in PROTOCOLS.items()}}
-    metrics["labels_used"] = labels_used(typed(restore_config(state["config"])))  # not of the data it is scored on
+    trained = typed(restore_config(state["config"]))  # not on the data it is scored on
+    metrics["labels_used"] = labels_used(trained)
+    counts = labelled_images(run, prepared.source)
+    if counts and trained.data.supervision == "mixed" and metrics["data"]["fingerprint"] == state["data_fingerprint"]:
+        metrics["labels_used"] += f": {images_in_words(counts)}"
     return metrics, shown
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from mwsis.core.frame import Frame
 from mwsis.data.content import content_digest
 from mwsis.data.conversion import Labelling, SplitPlan, convert, jobs_of, plan_split
 from mwsis.data.label_cache import FrameLabels, LabelCache
-from mwsis.data.source import Source
+from mwsis.data.source import LabelledImages, Source
 from mwsis.data.store import FrameStore
 from mwsis.data.workers import worker_pool
 from mwsis.training.config import DataConfig, MethodConfig, RunConfig, instantiated
@@ -33,8 +33,10 @@ __all__ = [
     "Prepared",
     "Split",
     "build_source",
+    "images_in_words",
     "importing",
     "label_method_of",
+    "labelled_images",
     "labelling_of",
     "plan_run",
     "prepare",
@@ -99,6 +101,19 @@ def ring_classes(run: RunConfig) -> tuple[int, ...]:
         if name not in known:
             raise ConfigError(f"method.rsc_classes: {run.data.name} has no class '{name}'{closest_name(name, known)}")
     return tuple(known.index(name) for name in run.method.rsc_classes)
+
+
+def labelled_images(run: RunConfig, source: Source) -> dict[str, int]:
+    """Return how many training images have which labels (`LabelledImages`); nothing where no image says."""
+    return source.labelled_images(run.data.train_split) if isinstance(source, LabelledImages) else {}
+
+
+def images_in_words(counts: Mapping[str, int]) -> str:
+    """Return what `labelled_images` counted in words."""
+    num_masks = counts["masks"]
+    return (
+        f"masks of {num_masks} image{'s' * (num_masks != 1)}, boxes of {counts['boxes']}, points of {counts['points']}"
+    )
 
 
 def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared:

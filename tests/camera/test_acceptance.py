@@ -2,7 +2,8 @@
 
 The acceptance checks of the camera methods: 1 and 5 in `test_condinst.py`; 2 and 3 in `test_terms.py` and
 `tests/core/test_losses.py`; 4 in `test_affinity.py`; 6 and 17 (no samples) in `test_terms.py`; 8 in
-`test_prototypes.py`; 9 in `test_sources.py`; 10 in `tests/core/test_ema.py`; 15 and 16 in `tests/training/test_run.py`;
+`test_prototypes.py`; 9 in `test_sources.py`; 10 in `tests/core/test_ema.py`; 11 and 12 in `test_matching.py` and
+`test_sources.py`; 13 in `test_depth_affinity.py`; 15 and 16 in `tests/training/test_run.py`;
 17 (two processes, no positives) in `test_fcos.py` and `tests/training/test_ddp.py`.
 """
 
@@ -118,7 +119,7 @@ def test_unusual_boxes_give_the_right_positives_and_finite_losses(case, reach):
 def test_a_network_with_depth_trains_its_second_output():
     """Pseudo-Depth's head: 242 numbers, masks and depth from one call, gradients through both."""
     torch.manual_seed(0)
-    camera = build_condinst(3, backbone="resnet18", mask_depth=True)
+    camera = build_condinst(3, backbone="resnet18", depth_gate="half")
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     sizes = torch.tensor([[64, 96]])
     boxes = Boxes2D(torch.tensor([[10.0, 8.0, 50.0, 56.0]]), torch.tensor([1]), torch.tensor([False]))

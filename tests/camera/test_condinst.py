@@ -67,11 +67,12 @@ def test_random_start_is_one_network_for_all_objects_and_can_be_switched_off():
     assert bias[233:241].all()
 
 
-@pytest.mark.parametrize("depth", [False, True])
-def test_dynamic_head_equals_one_network_per_object(depth):
+@pytest.mark.parametrize("gate", [None, "half", "product"])
+def test_dynamic_head_equals_one_network_per_object(gate):
+    depth = gate is not None
     locations = pyramid_locations(SHAPES, STRIDES, torch.device("cpu"))
     scale = (64.0, 128.0, 256.0)
-    head = DynamicMaskHead(8, scale, depth=depth)
+    head = DynamicMaskHead(8, scale, depth_gate=gate)
     feats, cells = torch.randn(3, 8, 8, 12), picked_cells()
     params = torch.randn(4, num_dynamic_params(8, depth=depth))
     found = head(feats, params, locations, cells)
@@ -88,7 +89,7 @@ def test_dynamic_head_equals_one_network_per_object(depth):
         expected = functional.conv2d(hidden, w3.reshape(1, 8, 1, 1), b3)
         if depth:
             near = functional.conv2d(hidden, nearness[0].reshape(1, 8, 1, 1), nearness[1]).sigmoid()
-            expected = expected * near
+            expected = expected * (near if gate == "product" else 0.5 + 0.5 * near)
             torch.testing.assert_close(found.depth[k], aligned_bilinear(near, 2)[0, 0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.logits[k], aligned_bilinear(expected, 2)[0, 0], rtol=1e-4, atol=1e-4)
     none = Cells(*torch.zeros(2, 0, dtype=torch.int64))

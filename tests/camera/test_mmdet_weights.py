@@ -219,3 +219,20 @@ def test_a_segmentor_starts_from_the_file_with_the_right_pixels(tmp_path):
     torch.save({"state_dict": {}}, path)
     with pytest.raises(WeightMismatchError, match=r"expected a file of tools/import_weights\.py"):
         load_camera_weights(first, path)
+
+
+def test_a_depth_output_starts_anew_on_weights_without_one(tmp_path):
+    settings = {"backbone": "test_resnet", "channels": 32}
+    torch.manual_seed(0)
+    plain = build_condinst(3, **settings)
+    save_camera_weights(tmp_path / "start.pt", plain.state_dict(), {"pixel_style": "imagenet"})
+    torch.manual_seed(1)
+    deep = build_condinst(3, depth_gate="half", **settings)
+    before = deep.controller.bias.detach().clone()
+    assert load_camera_weights(deep, tmp_path / "start.pt").fits
+    assert torch.equal(deep.controller.weight[:233], plain.controller.weight)
+    assert torch.equal(deep.controller.bias, torch.cat([plain.controller.bias, before[233:]]))
+    assert torch.equal(deep.head.class_logits.weight, plain.head.class_logits.weight)
+    save_camera_weights(tmp_path / "deep.pt", deep.state_dict(), {"pixel_style": "imagenet"})
+    with pytest.raises(WeightMismatchError, match="controller"):
+        load_camera_weights(plain, tmp_path / "deep.pt")

@@ -6,15 +6,16 @@ import torch
 
 from camera.context import DenseTarget, MaskContext
 from camera.fcos import Cells, Positives
+from camera.matching import Greedy, match_greedily
 from camera.refinement import ColorRefinement
 from camera.sources import (
     BoxFill,
     Compose,
+    FadedIn,
     MatchedDetections,
     OfflineMasks,
     PositiveAggregation,
     Refined,
-    match_greedily,
 )
 from mwsis.core.batch import ImageBatch
 from mwsis.core.errors import ConfigError
@@ -119,7 +120,7 @@ def test_matched_detections_by_hand(class_aware):
         return maps[cells.location_index]
 
     ctx = replace(scene(), teacher=SimpleNamespace(found=found, decode=decode))
-    target = MatchedDetections(class_aware=class_aware).propose(ctx)
+    target = MatchedDetections(Greedy(class_aware=class_aware)).propose(ctx)
     assert target.present.tolist() == [True, not class_aware, True]
     assert asked == [[0, 1] if class_aware else [0, 0, 1]]
     for gt, location, score in ((0, 5, 0.9), (1, 6, 0.8), (2, 7, 0.5)):
@@ -195,6 +196,33 @@ def test_composed_sources():
         Compose(parts, "best")
     with pytest.raises(ConfigError, match="at least one source"):
         Compose([])
+
+
+def test_a_source_that_fades_in():
+    asked = []
+
+    class Watched(Fixed):
+        def propose(self, ctx):
+            asked.append(ctx.progress)
+            return super().propose(ctx)
+
+    late = FadedIn(Watched(0.8, [True, True, False], [1.0, 0.5, 0.0], {"teacher"}), start=0.5, length=0.25)
+    assert late.needs == {"teacher"}
+    before = late.propose(replace(scene(), progress=0.49))
+    assert (before.present.tolist(), before.weight.tolist()) == ([False] * 3, [0.0] * 3)
+    assert before.per_gt.shape == (3, 8, 16)
+    assert asked == []
+    for progress, trust in ((0.6, 0.4), (0.75, 1.0), (0.9, 1.0)):
+        target = late.propose(replace(scene(), progress=progress))
+        assert target.weight.tolist() == pytest.approx([trust, 0.5 * trust, 0.0])
+        assert [float(one[0, 0]) for one in target.per_gt] == pytest.approx([0.8, 0.8, 0.0])
+    never = FadedIn(Watched(0.8, [True] * 3, [1.0] * 3, {"teacher"}), start=0.0, enabled=False)
+    assert never.needs == frozenset()
+    assert not never.propose(replace(scene(), progress=1.0)).present.any()
+    assert len(asked) == 3
+    first = Compose([Fixed(0.2, [True, False, False], [0.3, 0.0, 0.0], {"given_masks"}), late])
+    assert first.propose(replace(scene(), progress=0.1)).present.tolist() == [True, False, False]
+    assert first.propose(replace(scene(), progress=0.9)).weight.tolist() == pytest.approx([0.3, 0.5, 0.0])
 
 
 def test_sources_without_objects():

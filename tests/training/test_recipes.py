@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from camera.prototypes import PrototypeRefiner
-from camera.sources import BoxFill, MatchedDetections, OfflineMasks, PositiveAggregation, Refined
+from camera.sources import BoxFill, Compose, MatchedDetections, OfflineMasks, PositiveAggregation, Refined
 from fusion.step import PretrainingStep
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.frame import BoxMasks
@@ -26,12 +26,14 @@ RECIPES = {
     "boxteacher": (MatchedDetections, {"projection", "pairwise", "pseudo_mask", "mask_affinity"}),
     "sim": (PrototypeRefiner, {"projection", "pairwise", "pseudo_mask", "paste"}),
     "full": (OfflineMasks, {"projection", "masks"}),
+    "mixed": (Compose, {"projection", "pairwise", "masks"}),
     "boxfill": (BoxFill, {"projection", "filled"}),
 }
+TRAINED_ON_MASKS = ("full", "mixed")
 
 
 def settings_of(recipe):
-    return [f"method={recipe}"] + ["data.supervision=masks"] * (recipe == "full")
+    return [f"method={recipe}"] + ["data.supervision=masks"] * (recipe in TRAINED_ON_MASKS)
 
 
 def composed(compose_tiny, recipe, *overrides):
@@ -65,7 +67,7 @@ ODD = {
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_batches_give_finite_losses_and_gradients(compose_tiny, recipe, odd):
     batch = batch_of([boxes_of(rows) for rows in ODD[odd]])
-    if recipe == "full":
+    if recipe in TRAINED_ON_MASKS:
         masks = [
             MaskSet.from_crops(16, 24, torch.zeros(len(one), 4), [torch.zeros(0, 0)] * len(one))
             for one in batch.images.labels
@@ -124,7 +126,9 @@ def test_unneeded_sources_are_not_held_against_a_run(compose_tiny):
     check_training(compose_tiny("method=mwsis", "method.ema=false"))  # the student teaches itself
     check_training(compose_tiny("method=frustum", "method.ema=false"))
     check_training(compose_tiny("method=boxinst", "method.mask_source={_target_: camera.sources.OfflineMasks}"))
-    with pytest.raises(ConfigError, match=r"data.supervision: expected one of \['boxes', 'masks'\], got points"):
+    with pytest.raises(
+        ConfigError, match=r"data.supervision: expected one of \['boxes', 'masks', 'mixed'\], got points"
+    ):
         compose_tiny("data.supervision=points")
 
 
@@ -138,5 +142,5 @@ def test_twelve_steps_of_each_recipe(tmp_path, compose_tiny, prepare_tiny, recip
     assert all(math.isfinite(value) for _, _, value in losses)
     last = {name for step, name, _ in losses if step == 11}
     assert {f"camera/{term}" for term in RECIPES[recipe][1]} <= last
-    if recipe == "full":
+    if recipe in TRAINED_ON_MASKS:
         assert next(value for step, name, value in losses if (step, name) == (11, "camera/masks")) > 0

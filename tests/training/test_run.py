@@ -118,7 +118,11 @@ def test_parts_of_a_step_add_up_to_the_step(tmp_path, compose_tiny, prepare_tiny
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [("method=mwsis",), SIM_AT_ONCE], ids=["mwsis", "sim"])
+@pytest.mark.parametrize(
+    "method",
+    [("method=mwsis",), SIM_AT_ONCE, ("method=pseudo_depth", "data.depth=lidar")],
+    ids=["mwsis", "sim", "pseudo_depth"],
+)
 def test_an_interrupt_between_accumulated_steps_changes_nothing(
     tmp_path, compose_tiny, prepare_tiny, monkeypatch, method
 ):
@@ -209,7 +213,11 @@ class Poisoned:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [("method=mwsis",), SIM_AT_ONCE], ids=["mwsis", "sim"])
+@pytest.mark.parametrize(
+    "method",
+    [("method=mwsis",), SIM_AT_ONCE, ("method=pseudo_depth", "data.depth=lidar"), ("method=mwsis_plus",)],
+    ids=["mwsis", "sim", "pseudo_depth", "mwsis_plus"],
+)
 def test_poisoned_ground_truth_changes_no_bit_of_twenty_steps(tmp_path, compose_tiny, prepare_tiny, method):
     run = compose_tiny(*method, "trainer.max_steps=20", "trainer.checkpoint_every=20")
     clean = prepare_tiny(run)

@@ -95,6 +95,8 @@ def test_from_points_to_masks_that_the_next_training_reads(tmp_path, points):
     assert metrics["points"] == 4
     assert metrics["steps"] == 2
     assert 0 < metrics["gt_mask_iou"] < 1
+    assert metrics["gt_mask_iou_untrained"].keys() == {"square", "nearest_point", "watershed"}
+    assert all(0 < score <= 1 for score in metrics["gt_mask_iou_untrained"].values())
     assert {name for _, name, _ in read_losses(out / "losses.csv")} >= {"camera/classes", "camera/refined"}
     groups = [{"Vehicle": ["car"]}, {"Pedestrian": ["person"]}]
     source = CocoSource(folder, {"train": str(out / "boxes.json")}, {"train": "train"}, groups)
@@ -116,6 +118,44 @@ def test_p2seg_defect_02_training_does_not_depend_on_masks_or_boxes_of_the_annot
     assert (first / "losses.csv").read_text() == (second / "losses.csv").read_text()
     assert (first / "masks.json").read_text() == (second / "masks.json").read_text()
     assert json.loads((second / "metrics.json").read_text())["gt_mask_iou"] is None
+
+
+@pytest.mark.slow
+def test_images_with_points_join_others_with_boxes_and_masks(tmp_path, points):
+    folder, out = world(tmp_path / "world"), tmp_path / "points"
+    content = json.loads((folder / "train.json").read_text())
+    content["images"] += [{**content["images"][0], "id": number, "supervision": "masks"} for number in (7, 8)]
+    content["images"][2]["supervision"] = "boxes"
+    rows = [
+        {**row, "id": 50 + place, "image_id": 7 + place % 2} for place, row in enumerate(content["annotations"][:2])
+    ]
+    content["annotations"] += [{**row, "point": None} for row in rows]
+    for image in content["images"][:2]:
+        image["supervision"] = "points"
+    (folder / "train.json").write_text(json.dumps(content))
+    code, _, _ = points(*settings(folder), "semantic_source=wsss", *TINY, f"out={out}")
+    assert code == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["points"] == 4
+    assert 0 < metrics["gt_mask_iou"] < 1
+    asked = [setting for setting in settings(folder) if not setting.startswith("semantic=")]
+    (folder / "val.json").write_text((out / "boxes.json").read_text())
+    asked += [
+        "data.source.annotations.val=val.json",
+        "data.source.images.val=train",
+        f"data.cache={tmp_path / 'cache'}",
+    ]
+    asked += ["method=mixed", "data.supervision=mixed", f"data.masks={out / 'masks.json'}", "data.image_widths=[96]"]
+    end = tmp_path / "end"
+    code, printed, _ = points(*asked, "trainer.max_steps=2", f"out={end}", tool="tools.train")
+    assert code == 0
+    assert "labels: masks of 1 image, boxes of 1, points of 2" in printed
+    masked = json.loads((out / "masks.json").read_text())["annotations"]
+    unknown = len({row["image_id"] for row in masked if row["mask_weight"] == 0})
+    assert (f"warning: in {unknown} of the images with points" in printed) == (unknown > 0)
+    used = json.loads((end / "metrics.json").read_text())["labels_used"]
+    assert used.endswith("masks of 1 image, boxes of 1, points of 2")
+    assert "points of 2" in (end / "report.html").read_text()
 
 
 def test_mistakes(tmp_path, points):
