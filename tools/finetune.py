@@ -79,9 +79,6 @@ def as_override(argument: str) -> str:
 
 def prepare_run(run: RunConfig, folder: RunFolder) -> tuple[Prepared, dict[str, Any] | None]:
     """Check all that can be checked before work starts, open the data set; return it and the init's manifest."""
-    from omegaconf import OmegaConf
-
-    from mwsis.core.files import atomic_write
     from mwsis.training.prepare import build_source, importing, prepare
 
     assert run.finetune is not None
@@ -97,9 +94,7 @@ def prepare_run(run: RunConfig, folder: RunFolder) -> tuple[Prepared, dict[str, 
         start_from(run, build_model(run, len(source.class_names)))
     with importing("mwsis.training.finetune"):
         prepared = prepare(run, source, progress_line)
-    if not folder.config.exists():
-        with atomic_write(folder.config) as temporary:
-            temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)), encoding="utf-8")
+    folder.keep_config(run)
     return prepared, manifest
 
 

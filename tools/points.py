@@ -1,5 +1,6 @@
 """Make instance masks of the training images from one point per object, for the segmentor to be trained on.
 
+    uv run tools/points.py data=coco data.root=FOLDER out=DIR
     uv run tools/points.py data=coco data.root=FOLDER semantic=MAPS semantic_source=wsss out=DIR
     uv run tools/points.py resume=DIR                        continue what was interrupted (ctrl-C saves first)
     uv run tools/train.py method=full data=coco data.root=FOLDER data.source.annotations.train=DIR/boxes.json \\
@@ -7,24 +8,30 @@
     uv run tools/train.py method=mixed data.supervision=mixed data=coco data.root=FOLDER data.masks=DIR/masks.json
                                                              where only the images that say so have points
 
-semantic         folder of maps of classes, <image name>.png, 8 bits: 0 background, c + 1 class c, 255 unknown
+semantic         folder of maps of classes, <image name>.png, 8 bits: 0 background, c + 1 class c, 255 unknown. Left
+                 out, they are made first: a classifier of images learns which classes have a point in an image, nothing
+                 else of the annotations; its class activation maps, sharpened by colours and corrected by the points,
+                 become DIR/maps. What every image shows is not learned so, and from random weights little in few steps
 semantic_source  who made them: wsss (from image-level labels), sam, or gt (people; the masks are then tagged gt)
 points           annotated ("point": [x, y] in each annotation), or box_centre where one without may have its box's
 drift            moves all points once, standard deviation in px: what do worse points cost?
 
 Other settings are key=value as in tools/train.py: seed=0 trainer.max_steps=N trainer.frames_per_step=8
 data.image_widths=[...] data.crop=[416,416] method.point_to_mask.backbone=resnet18 camera.optim.lr=5e-4
-method.point_to_mask.losses.refine=false ...
+method.point_to_mask.losses.refine=false method.point_to_mask.cam.share=0.15 (the classifier's steps, of max_steps) ...
 
-DIR holds masks.json, boxes.json, metrics.json, config.yaml, losses.csv and checkpoints/last.ckpt. Where the annotations
-have masks, metrics.json has the mean IoU with them (`gt_mask_iou`), and beside it that of masks made without training:
-a square of 64 px, the pixels of the class nearest to the point, and its watershed. Training never reads them. Exit
-code: 0 done, 2 wrong input, 3 stopped by a full disk or losses that are not finite, 130 interrupted.
+DIR holds masks.json, boxes.json, metrics.json, config.yaml, losses.csv, checkpoints/last.ckpt and, where maps were made
+in the run, maps/ and cam/, the classifier's training. Where the annotations have masks, metrics.json has the mean IoU
+with them (`gt_mask_iou`), and beside it that of masks made without training: a square of 64 px, the pixels of the class
+nearest to the point, and its watershed. Training never reads them. Exit code: 0 done, 2 wrong input, 3 stopped by a
+full disk or losses that are not finite, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mwsis.core.errors import ConfigError
@@ -32,6 +39,7 @@ from mwsis.training.commands import compose_run, progress_line, run_command
 from tools.train import interrupted, or_exit
 
 if TYPE_CHECKING:
+    from camera.point_to_mask.activation_maps import ActivationStep
     from camera.point_to_mask.instances_from_semantics import PointMasks
     from camera.point_to_mask.settings import PointData, PointToMask
     from mwsis.core.instances import MaskSet
@@ -59,7 +67,9 @@ def main(arguments: list[str]) -> None:
     if run.trainer.devices * run.trainer.nodes > 1:
         raise ConfigError("trainer.devices: training from points runs in one process; set trainer.devices=1")
     settings: PointToMask = instantiated(run.method.point_to_mask, "method.point_to_mask")
-    pointed = settings.read(run.data.source, run.data.train_split, run.seed)
+    pointed = settings.read(run.data.source, run.data.train_split, run.seed, folder.root / "maps")
+    if settings.semantic is None:
+        make_maps(run, folder, settings, pointed)
     train(run, folder, settings, pointed)
     write_results(run, folder, settings, pointed, began)
     print(f"run: {folder.root}")
@@ -68,6 +78,69 @@ def main(arguments: list[str]) -> None:
 def as_override(argument: str) -> str:
     """Return an argument of this command as a setting of the run."""
     return f"method.point_to_mask.{argument}" if argument.partition("=")[0] in SHORT else argument
+
+
+def make_maps(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed: PointData) -> None:
+    """Train the classifier of images, or continue, and write the maps of classes that are not there yet.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted and can be continued.
+    """
+    from camera.point_to_mask.activation_maps import ActivationStep, always_shown, collate_labelled
+    from mwsis.training.folder import RunFolder
+    from mwsis.training.run import fit
+
+    if not folder.config.exists() and pointed.maps.folder.exists():
+        raise ConfigError(
+            f"out={folder.root}: already holds 'maps', which no run made; give another folder, or name them as "
+            f"semantic={pointed.maps.folder} with semantic_source"
+        )
+    own = RunFolder(folder.root / "cam")
+    steps = math.ceil(settings.cam.share * run.trainer.max_steps)
+    names = pointed.class_names
+
+    def new_step() -> ActivationStep:
+        return ActivationStep(settings.activation_network(len(names), run.seed, start=not own.checkpoint.exists()))
+
+    def whole(said: str) -> str:
+        return said.replace(f"resume={own.root}", f"resume={folder.root}")
+
+    if not own.checkpoint.exists():  # what is wrong with either network is said before anything is written
+        new_step()
+        settings.network(len(names), run.seed, start=True)
+    folder.keep_config(run)
+    if blind := always_shown(pointed.images):
+        print(
+            f"warning: every image shows {', '.join(names[label] for label in blind)}: where, cannot be learned from "
+            "image-level labels; add images without, or give semantic=FOLDER"
+        )
+    one = replace(run, trainer=replace(run.trainer, max_steps=steps))
+    samples = settings.activation_samples(pointed, run.data.image_widths, run.seed)
+    if not or_exit(lambda: fit(one, own, pointed, new_step, samples, collate_labelled), whole):  # type: ignore[arg-type]
+        interrupted("points", folder)
+    write_maps(run, own, settings, pointed, new_step())
+
+
+def write_maps(run: RunConfig, own: RunFolder, settings: PointToMask, pointed: PointData, step: ActivationStep) -> None:
+    """Write the maps of classes that are not there yet, as the trained classifier sees them."""
+    import torch
+
+    from camera.point_to_mask.activation_maps import activations
+    from camera.point_to_mask.class_maps import class_map
+    from camera.point_to_mask.samples import load_image
+    from mwsis.training.checkpoint import read_run_checkpoint, restore
+
+    restore(read_run_checkpoint(own.checkpoint), step, str(own.checkpoint))
+    on_gpu = run.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    network: Any = step.student["camera"].eval().to("cuda" if on_gpu else "cpu")
+    widths = [round(scale * max(run.data.image_widths)) for scale in settings.cam.scales]
+    for done, image in enumerate(pointed.images, 1):
+        if not pointed.maps.path_of(image).exists():
+            pixels = load_image(pointed.folder, image)
+            found = activations(network, pixels, image.points.classes, widths)
+            pointed.maps.write(image, class_map(found, pixels, image.points, settings.cam))
+        progress_line("maps", done, len(pointed.images))
+    pointed.maps.check(pointed.images)
 
 
 def train(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed: PointData) -> None:
@@ -105,11 +178,12 @@ def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, poin
     restore(state, step, str(folder.checkpoint))
     found = predictions(run, step.student["camera"].eval(), settings, pointed)  # type: ignore[arg-type]
     names, source = pointed.class_names, pointed.maps.source
+    maps_from = source if settings.semantic is not None else "made of the points' classes"
     write_masks(folder.root / "masks.json", pointed.images, found, names, source, encode_masks)
     write_boxes(folder.root / "boxes.json", pointed.images, found, pointed.categories)
     weights = [float(weight) for one in found for weight in one.weight]
     metrics: dict[str, Any] = {
-        "labels_used": f"one point per object ({settings.points}) and maps of classes ({source})",
+        "labels_used": f"one point per object ({settings.points}) and maps of classes ({maps_from})",
         "points": len(weights),
         "without_mask": sum(weight == 0 for weight in weights),
         "mean_score": sum(weights) / max(sum(weight > 0 for weight in weights), 1),

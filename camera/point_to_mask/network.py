@@ -6,6 +6,7 @@ on the masks that this one makes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional
 from camera.backbone import PIXEL_STYLES
 from mwsis.core.errors import ConfigError, closest_name
 
-__all__ = ["STRIDE", "DenseOutput", "PointNetwork"]
+__all__ = ["STRIDE", "DenseOutput", "PointNetwork", "content_of", "on_recorded_image"]
 
 STRIDE = 4
 """Pixels of a cell along each axis."""
@@ -110,6 +111,22 @@ def content_of(sizes: Tensor, height: int, width: int) -> Tensor:
     rows = torch.arange(height, device=sizes.device) < sizes[:, :1]
     columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]
     return rows[:, :, None] & columns[:, None]
+
+
+def on_recorded_image(cells: Tensor, stride: int, content: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Return what a network says of cells, bilinear, on the pixels of the recorded image.
+
+    Args:
+        cells: (I, K, h, w) float32.
+        stride: pixels of a cell along each axis.
+        content: rows and columns of the image that the network saw, without padding.
+        size: rows and columns of the recorded one.
+
+    Returns:
+        (I, K, H, W) float32.
+    """
+    pixels = functional.interpolate(cells, scale_factor=float(stride), mode="bilinear")
+    return functional.interpolate(pixels[:, :, : content[0], : content[1]], tuple(size), mode="bilinear")
 
 
 def _create(name: str, pretrained: bool) -> Any:

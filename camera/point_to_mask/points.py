@@ -116,7 +116,7 @@ def read_points(
 
     Raises:
         ConfigError: an unknown kind, or no classes.
-        DataError: the file is missing or malformed, or an annotation has no usable point.
+        DataError: the file is missing or malformed, lists no image, or an annotation has no usable point.
     """
     if kind not in POINT_KINDS:
         raise ConfigError(f"points: expected one of {', '.join(POINT_KINDS)}, got '{kind}'")
@@ -127,6 +127,8 @@ def read_points(
     groups = {name: (name,) for name in known} if classes is None else class_groups(classes)
     label_of = labels_by_category(known, groups, path)
     images = {str(_entry(one, "id", path, place)): one for place, one in enumerate(content["images"])}
+    if not images:
+        raise DataError(f"{path}: images: expected at least one, got none")
     found: dict[str, list[_Found]] = {name: [] for name in _with_points(images, path)}
     for place, one in enumerate(content["annotations"]):
         where = f"{path}: annotations[{place}]"

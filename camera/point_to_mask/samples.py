@@ -25,7 +25,7 @@ from mwsis.core.instances import IGNORE, Boxes2D
 from mwsis.data.dataset import rounded_up
 from mwsis.data.sampler import seeded_generator
 
-__all__ = ["PointBatch", "PointSample", "PointSamples", "collate_points", "load_image"]
+__all__ = ["PointBatch", "PointSample", "PointSamples", "collate_points", "load_image", "padded"]
 
 COLORS = ColorJitter(gray_prob=0.0)
 """Photometric distortion; the amounts are those of `ColorJitter` (P2Seg names the operation alone)."""
@@ -82,9 +82,6 @@ class PointSamples(Dataset[PointSample]):
         min_area: see `instances_of_components`.
         drift: points are moved anew at each visit, with this standard deviation in recorded pixels.
         seed: of all draws.
-
-    Raises:
-        DataError: there is no image.
     """
 
     def __init__(
@@ -97,8 +94,6 @@ class PointSamples(Dataset[PointSample]):
         drift: float,
         seed: int,
     ) -> None:
-        if not images:
-            raise DataError("points: expected at least one image, got none")
         self.images = images
         self.folder = folder
         self.maps = maps
@@ -170,13 +165,14 @@ def collate_points(samples: Sequence[PointSample]) -> PointBatch:
     height, width = (rounded_up(int(side)) for side in sizes.amax(0))
     return PointBatch(
         tuple(sample.name for sample in samples),
-        torch.stack([_padded(sample.image, height, width, 0) for sample in samples]),
+        torch.stack([padded(sample.image, height, width, 0) for sample in samples]),
         sizes,
-        torch.stack([_padded(sample.semantic, height, width, UNKNOWN_CLASS) for sample in samples]),
-        torch.stack([_padded(sample.instances, height, width, IGNORE) for sample in samples]),
+        torch.stack([padded(sample.semantic, height, width, UNKNOWN_CLASS) for sample in samples]),
+        torch.stack([padded(sample.instances, height, width, IGNORE) for sample in samples]),
         tuple(sample.points for sample in samples),
     )
 
 
-def _padded(values: Tensor, height: int, width: int, value: int) -> Tensor:
+def padded(values: Tensor, height: int, width: int, value: int) -> Tensor:
+    """Return (..., H, W) values as (..., height, width), with ``value`` right and below."""
     return functional.pad(values, (0, width - values.shape[-1], 0, height - values.shape[-2]), value=value)

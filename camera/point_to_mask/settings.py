@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from camera.point_to_mask.activation_maps import ActivationNetwork, ActivationSettings, LabelledSamples
 from camera.point_to_mask.network import PointNetwork
 from camera.point_to_mask.points import ImagePoints, PointedImage, drifted, read_categories, read_points
 from camera.point_to_mask.samples import PointSamples
@@ -24,6 +25,9 @@ from mwsis.data.coco import annotation_file
 from mwsis.data.sampler import seeded_generator
 
 __all__ = ["PointData", "PointToMask"]
+
+LEARNED_HERE = "wsss"
+"""Of `semantic_maps.SOURCES`: maps that were learned from image-level labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +64,20 @@ class PointToMask:
     """Everything that decides how points become masks, beside what every run has.
 
     Attributes:
-        semantic: folder of the maps of classes (`semantic_maps.SemanticMaps`).
-        semantic_source: who made them: ``wsss``, ``sam`` or ``gt``.
+        semantic: folder of the maps of classes (`semantic_maps.SemanticMaps`); ``None``: they are made in the run, from
+            the classes of each image's points (`activation_maps`).
+        semantic_source: who made those of a folder: ``wsss``, ``sam`` or ``gt``.
         points: ``annotated``, or ``box_centre`` where annotations without a point may have that of their box.
         drift: the annotators' points are moved once and for all, with this standard deviation in pixels: how much do
             worse points cost?
         augment_drift: points are moved anew at each visit in training.
         backbone, pretrained, head_channels, affinity_channels: see `network.PointNetwork`.
         losses: see `step.PointLosses`.
+        cam: of the maps that are made in the run, see `activation_maps.ActivationSettings`; their classifier has the
+            same backbone.
 
     Raises:
-        ConfigError: no folder is named, or a drift is negative.
+        ConfigError: a folder without its source or the other way round, or a drift is negative.
     """
 
     semantic: str | None = None
@@ -83,21 +90,26 @@ class PointToMask:
     head_channels: int = 256
     affinity_channels: int = 256
     losses: PointLosses = field(default_factory=PointLosses)
+    cam: ActivationSettings = field(default_factory=ActivationSettings)
 
     def __post_init__(self) -> None:
-        for name in ("semantic", "semantic_source"):
-            if getattr(self, name) is None:
-                raise ConfigError(f"'method.point_to_mask.{name}' has no value; see tools/points.py --help")
+        if (self.semantic is None) != (self.semantic_source is None):
+            absent = "semantic" if self.semantic is None else "semantic_source"
+            raise ConfigError(
+                f"'method.point_to_mask.{absent}' has no value: semantic=FOLDER goes with semantic_source=wsss|sam|gt; "
+                "leave both out to have the maps of classes made in the run"
+            )
         if min(self.drift, self.augment_drift) < 0:
             raise ConfigError("drift, augment_drift: expected 0 or more pixels")
 
-    def read(self, source: Mapping[str, Any], split: str, seed: int) -> PointData:
-        """Return the points of a split and check that images and maps are there.
+    def read(self, source: Mapping[str, Any], split: str, seed: int, own_maps: Path) -> PointData:
+        """Return the points of a split and check that images and given maps are there.
 
         Args:
             source: the settings of `mwsis.data.coco.CocoSource`: root, annotations, images, classes.
             split: of them.
             seed: of the drift.
+            own_maps: folder for maps that the run makes.
 
         Raises:
             ConfigError, DataError: what is wrong with a file or setting.
@@ -109,10 +121,12 @@ class PointToMask:
         root = Path(source["root"])
         path, folder = annotation_file(root, source["annotations"][split]), root / source["images"][split]
         names, images = read_points(path, source.get("classes"), self.points)
-        assert self.semantic is not None
-        assert self.semantic_source is not None
-        maps = SemanticMaps(self.semantic, self.semantic_source, len(names))
-        maps.check(images)
+        if self.semantic is not None and self.semantic_source is not None:
+            maps = SemanticMaps(self.semantic, self.semantic_source, len(names))
+            maps.check(images)
+        else:
+            maps = SemanticMaps(own_maps, LEARNED_HERE, len(names), made_here=True)
+            maps.check_names(images)
         for image in images:
             if not (folder / image.file_name).is_file():
                 raise DataError(f"{folder / image.file_name}: no such file, but {path} lists it as image {image.id}")
@@ -129,6 +143,16 @@ class PointToMask:
         return PointSamples(
             found.images, found.folder, found.maps, geometry, self.losses.min_area, self.augment_drift, seed
         )
+
+    def activation_samples(self, found: PointData, widths: Sequence[int], seed: int) -> LabelledSamples:
+        """Return the training samples of the classifier, whole images and their classes."""
+        return LabelledSamples(found.images, found.folder, len(found.class_names), widths, seed)
+
+    def activation_network(self, num_classes: int, seed: int, start: bool) -> ActivationNetwork:
+        """Return the untrained classifier, see `network`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return ActivationNetwork(num_classes, self.backbone, self.pretrained and start)
 
     def network(self, num_classes: int, seed: int, start: bool) -> PointNetwork:
         """Return the untrained network, a function of the seed; ``start``: with the weights a new run begins with."""

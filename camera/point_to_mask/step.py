@@ -22,7 +22,7 @@ from camera.point_to_mask.instances_from_semantics import (
     offset_targets,
 )
 from camera.point_to_mask.local_affinity import LocalAffinity, affinity_loss, local_affinity, refined_loss
-from camera.point_to_mask.network import STRIDE, DenseOutput, PointNetwork, content_of
+from camera.point_to_mask.network import STRIDE, DenseOutput, PointNetwork, content_of, on_recorded_image
 from camera.point_to_mask.points import ImagePoints
 from camera.point_to_mask.samples import PointBatch
 from mwsis.core.errors import ConfigError
@@ -185,12 +185,6 @@ def predict_masks(
         prob = _affinity(output, sizes, settings).refined(prob, settings.beta)
     scale = prob.new_tensor([size[1] / image.shape[2], size[0] / image.shape[1]])
     offsets = STRIDE * output.offsets * scale[:, None, None]
-    dense = [_recorded(one, image, size).cpu() for one in (prob, offsets)]
+    content = (int(image.shape[1]), int(image.shape[2]))
+    dense = [on_recorded_image(one, STRIDE, content, size)[0].cpu() for one in (prob, offsets)]
     return masks_of_points(dense[0], dense[1], points)
-
-
-def _recorded(cells: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (1, K, h, w) cells as (K, H, W) on the recorded image."""
-    pixels = functional.interpolate(cells, scale_factor=float(STRIDE), mode="bilinear")
-    seen = pixels[:, :, : image.shape[1], : image.shape[2]]
-    return functional.interpolate(seen, size, mode="bilinear")[0]

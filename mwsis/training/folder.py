@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mwsis.core.errors import ConfigError
+from mwsis.core.files import atomic_write
 from mwsis.training import launch
 from mwsis.training.commands import restore_config
 from mwsis.training.config import RunConfig, typed
@@ -49,6 +50,12 @@ class RunFolder:
     @property
     def votes(self) -> Path:
         return self.root / "vote_history.u16"
+
+    def keep_config(self, run: RunConfig) -> None:
+        """Write the configuration that the run is begun with, once; from then on it can be resumed."""
+        if launch.is_first() and not self.config.exists():
+            with atomic_write(self.config) as temporary:
+                temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)), encoding="utf-8")
 
 
 def open_run(config: DictConfig) -> tuple[RunConfig, RunFolder]:

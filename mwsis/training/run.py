@@ -22,14 +22,12 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy
-from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from fusion.segmentor import MultimodalSegmentor
 from fusion.step import PretrainingStep
 from fusion.vote_history import VoteHistory
 from mwsis.core.distributed import num_processes, process_rank, share_batch_norms, share_state
-from mwsis.core.files import atomic_write
 from mwsis.data.dataset import FrameDataset, collate
 from mwsis.data.sampler import ResumableSampler
 from mwsis.data.source import Source
@@ -85,9 +83,7 @@ def fit(
     # The fill of new memory that comes with it is a debugging aid and costs a fifth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with launch.in_turns():
-        if launch.is_first() and not folder.config.exists():
-            with atomic_write(folder.config) as temporary:
-                temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)), encoding="utf-8")
+        folder.keep_config(run)
         step, state = _restored_step(new_step, folder)
     module = TrainingModule(step, build.optim_settings(run), run.trainer, state)
     start_step = module.start_step

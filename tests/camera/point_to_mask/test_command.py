@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import sys
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from camera.point_to_mask.activation_maps import ActivationStep
 from mwsis.data.coco import CocoSource
 from mwsis.data.given_masks import MaskFile
 from mwsis.training.callbacks import read_losses
@@ -52,19 +55,19 @@ def world(folder, with_masks=True, point=True):
     return folder
 
 
-def settings(folder):
+def without_maps(folder):
     return (
-        *(
-            "data=coco",
-            f"data.root={folder}",
-            f"semantic={folder / 'maps'}",
-            "data.source.annotations.train=train.json",
-        ),
-        *(
-            "data.source.images.train=train",
-            "data.source.classes=[{Vehicle: [car]}, {Pedestrian: [person]}]",
-        ),
+        *("data=coco", f"data.root={folder}", "data.source.annotations.train=train.json"),
+        *("data.source.images.train=train", "data.source.classes=[{Vehicle: [car]}, {Pedestrian: [person]}]"),
     )
+
+
+def settings(folder):
+    return (*without_maps(folder), f"semantic={folder / 'maps'}")
+
+
+def maps_in(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "maps").iterdir())}
 
 
 @pytest.fixture
@@ -120,6 +123,70 @@ def test_p2seg_defect_02_training_does_not_depend_on_masks_or_boxes_of_the_annot
     assert json.loads((second / "metrics.json").read_text())["gt_mask_iou"] is None
 
 
+def test_without_maps_the_run_makes_them_of_the_classes_of_points(tmp_path, points):
+    folder, out = world(tmp_path / "world"), tmp_path / "gt"  # a name that a given folder of maps may not have
+    code, printed, _ = points(*without_maps(folder), *TINY, f"out={out}")
+    assert code == 0
+    assert "warning: every image shows Vehicle, Pedestrian: where, cannot be learned" in printed
+    assert maps_in(out).keys() == {"0.png", "1.png"}
+    rows = json.loads((folder / "train.json").read_text())["annotations"]
+    for number in range(2):
+        semantic = np.array(Image.open(out / "maps" / f"{number}.png"))
+        assert semantic.shape == (64, 96)
+        assert set(np.unique(semantic)) <= {0, 1, 2, 255}
+        for row in rows[2 * number : 2 * number + 2]:
+            x, y = row["point"]
+            assert semantic[int(y), int(x)] == {3: 1, 1: 2}[row["category_id"]]
+    assert {name for _, name, _ in read_losses(out / "cam" / "losses.csv")} == {"loss", "camera/image_labels"}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (
+        metrics["labels_used"] == "one point per object (annotated) and maps of classes (made of the points' classes)"
+    )
+    masks = json.loads((out / "masks.json").read_text())["annotations"]
+    assert {row["semantic_source"] for row in masks} == {"wsss"}
+    assert {row["mask_source"] for row in masks} == {"p2seg"}
+    before = (out / "masks.json").read_text(), maps_in(out)
+    code, printed, _ = points(f"resume={out}")
+    assert code == 0
+    assert before == ((out / "masks.json").read_text(), maps_in(out))
+    code, _, _ = points(
+        *without_maps(folder), f"semantic={out / 'maps'}", "semantic_source=gt", *TINY, f"out={tmp_path / 'b'}"
+    )
+    assert code == 0
+    assert (tmp_path / "b" / "losses.csv").read_text() == (out / "losses.csv").read_text()
+
+
+def test_made_maps_do_not_depend_on_interrupts_or_on_masks_and_boxes_of_the_annotations(tmp_path, points, monkeypatch):
+    asked, pending, calls = (*TINY, "method.point_to_mask.cam.share=2"), [0, 2], []
+    code, _, _ = points(*without_maps(world(tmp_path / "with")), *asked, f"out={tmp_path / 'whole'}")
+    assert code == 0
+    folder = world(tmp_path / "without", with_masks=False)
+    content = json.loads((folder / "train.json").read_text())
+    for row in content["annotations"]:
+        row["bbox"] = [1.0, 2.0, 3.0, 4.0]
+    (folder / "train.json").write_text(json.dumps(content))
+
+    def interrupting(self, progress):
+        calls.append(round(4 * progress))
+        if pending and calls[-1] == pending[0]:
+            pending.pop(0)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ActivationStep, "update_teacher", interrupting)
+    out = tmp_path / "pieces"
+    code, printed, _ = points(*without_maps(folder), *asked, f"out={out}")
+    while pending or code == 130:
+        assert code == 130
+        assert f"interrupted; continue with: uv run tools/points.py resume={out}" in printed
+        assert not (out / "maps").exists()
+        code, printed, _ = points(f"resume={out}")
+    assert code == 0
+    assert calls == [0, 1, 2, 3]
+    for name in ("cam/losses.csv", "losses.csv", "masks.json"):
+        assert (out / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+    assert maps_in(out) == maps_in(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_images_with_points_join_others_with_boxes_and_masks(tmp_path, points):
     folder, out = world(tmp_path / "world"), tmp_path / "points"
@@ -163,9 +230,9 @@ def test_mistakes(tmp_path, points):
     code, _, said = points(*settings(folder), "semantic_source=wsss", *TINY, f"out={tmp_path / 'a'}")
     assert code == 2
     assert "point: expected [x, y], got none" in said
-    code, _, said = points("data=coco", f"data.root={folder}", *TINY, f"out={tmp_path / 'b'}")
+    code, _, said = points(*settings(folder), *TINY, f"out={tmp_path / 'b'}")
     assert code == 2
-    assert "'method.point_to_mask.semantic' has no value" in said
+    assert "'method.point_to_mask.semantic_source' has no value" in said
     code, _, said = points(f"semantic={folder / 'maps'}", "semantic_source=wsss", *TINY, f"out={tmp_path / 'c'}")
     assert code == 2
     assert "use data=coco" in said
@@ -174,6 +241,29 @@ def test_mistakes(tmp_path, points):
     code, _, said = points(*asked, "semantic_source=sam", "points=box_centre", *TINY, f"out={tmp_path / 'd'}")
     assert code == 2
     assert "is a name of ground truth" in said
+
+
+def test_mistakes_where_maps_are_made(tmp_path, points):
+    folder, out = world(tmp_path / "world"), tmp_path / "run"
+    (out / "maps").mkdir(parents=True)
+    code, _, said = points(*without_maps(folder), *TINY, f"out={out}")
+    assert code == 2
+    assert f"out={out}: already holds 'maps', which no run made" in said
+    code, _, said = points(*without_maps(folder), "semantic_source=sam", *TINY, f"out={tmp_path / 'a'}")
+    assert code == 2
+    assert "'method.point_to_mask.semantic' has no value: semantic=FOLDER goes with semantic_source" in said
+    content = json.loads((folder / "train.json").read_text())
+    for name, sentence in (("0.jpg", "would share a map of classes"), ("../1.png", "would be written elsewhere")):
+        content["images"][1]["file_name"] = name
+        (folder / "train.json").write_text(json.dumps(content))
+        code, _, said = points(*without_maps(folder), *TINY, f"out={tmp_path / 'a'}")
+        assert code == 2
+        assert sentence in said
+    asked = without_maps(world(tmp_path / "other"))
+    code, _, said = points(*asked, *TINY, "method.point_to_mask.backbone=resnet5O", f"out={tmp_path / 'a'}")
+    assert code == 2
+    assert "method.point_to_mask.backbone: expected a timm model, got 'resnet5O'" in said
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_other_command_says_where_to_go(tmp_path, points):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +65,15 @@ def test_p2seg_defect_01_ground_truth_maps_are_refused_unless_declared(tmp_path,
     (tmp_path / "innocent").symlink_to(folder)
     with pytest.raises(ConfigError, match="is a name of ground truth"):
         SemanticMaps(tmp_path / "innocent", "sam", 2)
+
+
+def test_maps_that_the_run_makes_are_written_where_they_are_read(tmp_path):
+    maps = SemanticMaps(tmp_path / "gt" / "maps", "wsss", 2, made_here=True)
+    maps.check_names([IMAGE, replace(IMAGE, file_name="b/one.jpg"), IMAGE])
+    semantic = torch.tensor([[0, 1, 2, 255, 0, 1]] * 4, dtype=torch.uint8)
+    maps.write(IMAGE, semantic)
+    maps.check([IMAGE])
+    assert torch.equal(maps.of(IMAGE), semantic)
+    for name in ("/b/one.jpg", "b/../../one.jpg", "a/one.JPEG"):
+        with pytest.raises(DataError, match="file_name: "):
+            maps.check_names([IMAGE, replace(IMAGE, file_name=name)])
