@@ -7,29 +7,21 @@ done here and nowhere else. Detection heads are in `fcos.py`; how the pieces are
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
-import timm
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE
 from timm.layers.format import Format
 from timm.layers.norm import GroupNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
+from camera.timm_network import PIXEL_STYLES, feature_network
 from mwsis.core.errors import ConfigError, closest_name
 
 __all__ = ["FeaturePyramid", "ImageBackbone"]
 
 BACKBONE_STRIDES = (8, 16, 32)
-PIXEL_STYLES = {
-    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
-    "half": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), False),
-    "caffe": ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0), True),
-}
-"""RGB mean, RGB standard deviation (8-bit grey levels), and whether the network expects BGR."""
 BACKBONE_GROUPS = 8
 """Divides the channel counts of every ResNet and RegNet of timm."""
 NORMS = ("batch", "frozen", "frozen_affine", "group")
@@ -37,46 +29,13 @@ TRIAL_SIZES = ((64, 96), (160, 64))
 """Rows and columns on which a new backbone is tried."""
 
 
-def _require_weights(name: str, norm: str, pixel_style: str) -> None:
-    """Refuse pretrained weights that timm does not have, or that other settings would spoil."""
-    if norm == "group":
+def _create(name: str, pretrained: bool | str, norm: str, pixel_style: str) -> Any:
+    if pretrained and norm == "group":
         raise ConfigError("camera.norm: pretrained weights expect batch or frozen, got 'group'; use frozen")
-    if not timm.is_model_pretrained(name):
-        raise ConfigError(
-            f"camera.pretrained: timm has no weights of '{name}'; choose another backbone or set it to false"
-        )
-    weights: Any = timm.get_pretrained_cfg(name)
-    trained = [255 * value for value in (*weights.mean, *weights.std)]
-    fitting = [style for style, (mean, deviation, _) in PIXEL_STYLES.items() if _close(trained, [*mean, *deviation])]
-    if pixel_style not in fitting:
-        wanted = fitting[0] if fitting else f"mean {weights.mean} and deviation {weights.std}, no style known here"
-        raise ConfigError(f"camera.pixel_style: timm's weights of '{name}' expect {wanted}, got '{pixel_style}'")
-
-
-def _close(first: list[float], second: list[float]) -> bool:
-    return all(math.isclose(one, other, abs_tol=1e-3) for one, other in zip(first, second, strict=True))
-
-
-def _create(name: str, pretrained: bool, norm: str) -> Any:
     options: dict[str, Any] = {"norm_layer": partial(GroupNorm, num_groups=BACKBONE_GROUPS)} if norm == "group" else {}
     if name.startswith("swin"):  # any image size; windows shift even on the map that is one window in pretraining
         options |= {"strict_img_size": False, "always_partition": True}
-    try:
-        return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-    except (OSError, RuntimeError, TypeError, AttributeError) as error:
-        if pretrained:
-            source: Any = timm.get_pretrained_cfg(name)
-            raise ConfigError(
-                f"camera.pretrained: expected the weights of '{name}', {source.hf_hub_filename or 'model.safetensors'} "
-                f"of {source.hf_hub_id or source.url}, in {HF_HUB_CACHE} or over the network, got "
-                f"{type(error).__name__}; run once with network access, copy that folder from a machine that has it, "
-                "or set camera.pretrained=false"
-            ) from error
-        raise ConfigError(
-            f"camera.backbone: expected a network with feature maps and a choice of norms, got '{name}' with "
-            f"camera.norm '{norm}'; use batch, or a backbone such as resnet50, convnext_tiny, "
-            "swin_tiny_patch4_window7_224"
-        ) from error
+    return feature_network(name, pretrained, pixel_style, **options)
 
 
 class ImageBackbone(nn.Module):
@@ -84,8 +43,8 @@ class ImageBackbone(nn.Module):
 
     Args:
         name: timm model that can return feature maps, such as ``resnet50``, ``convnext_tiny`` or
-            ``swin_tiny_patch4_window7_224``; with a tag, such as ``resnet50.tv_in1k``, it names one of several weights.
-        pretrained: load timm's ImageNet weights (from its cache or the network).
+            ``swin_tiny_patch4_window7_224``.
+        pretrained: ImageNet weights, see `camera.timm_network.feature_network`.
         norm: ``batch``; ``frozen`` (running statistics fixed, scale and shift trained, for pretrained weights);
             ``frozen_affine`` (scale and shift fixed, too); ``group`` (8 groups, no running statistics, for short
             training from scratch). Layer norms stay what they are; a Swin cannot have ``group``.
@@ -104,7 +63,7 @@ class ImageBackbone(nn.Module):
         self,
         name: str = "resnet18",
         *,
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         norm: str = "batch",
         frozen_stages: int = 0,
         pixel_style: str = "imagenet",
@@ -114,15 +73,7 @@ class ImageBackbone(nn.Module):
             raise ConfigError(
                 f"camera.norm: expected one of {', '.join(NORMS)}, got '{norm}'{closest_name(norm, NORMS)}"
             )
-        if pixel_style not in PIXEL_STYLES:
-            raise ConfigError(f"camera.pixel_style: got '{pixel_style}'{closest_name(pixel_style, PIXEL_STYLES)}")
-        if not timm.is_model(name):
-            raise ConfigError(
-                f"camera.backbone: expected a timm model, got '{name}'{closest_name(name, timm.list_models())}"
-            )
-        if pretrained:
-            _require_weights(name, norm, pixel_style)
-        body = _create(name, pretrained, norm)
+        body = _create(name, pretrained, norm, pixel_style)
         self.body: nn.Module = body
         strides = list(body.feature_info.reduction())
         if not set(BACKBONE_STRIDES) <= set(strides):
@@ -170,14 +121,17 @@ class ImageBackbone(nn.Module):
     def _stage_modules(self, name: str, frozen_stages: int, module_of_stride: dict[int, str]) -> list[nn.Module]:
         if frozen_stages == 0:
             return []
-        names = [child for child, _ in self.body.named_children()]
-        stages = [module_of_stride.get(stride, "").replace(".", "_") for stride in (4, *BACKBONE_STRIDES)]
-        most = len(stages) if set(stages) <= set(names) else 0
+        inner = dict(self.body.named_modules())
+        stages = [module_of_stride.get(stride, "") for stride in (4, *BACKBONE_STRIDES)]
+        names = [stage if stage in inner else stage.replace(".", "_") for stage in stages]
+        most = len(names) if set(names) <= set(inner) - {""} else 0
         if not 0 < frozen_stages <= most:
             expected = f"0 to {most}" if most else "0"
             raise ConfigError(f"camera.frozen_stages: expected {expected} with '{name}', got {frozen_stages}")
-        last = names.index(stages[frozen_stages - 1])
-        return [self.body.get_submodule(child) for child in names[: last + 1]]
+        last = names[frozen_stages - 1]
+        end = max(index for index, found in enumerate(inner) if f"{found}.".startswith(f"{last}."))
+        # all that comes before the stage's end, without what holds the stage
+        return [inner[found] for found in list(inner)[: end + 1] if not (found == "" or last.startswith(f"{found}."))]
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from camera.backbone import PIXEL_STYLES
+from camera.timm_network import PIXEL_STYLES
 from mwsis.core.errors import ConfigError, WeightMismatchError
 from mwsis.core.files import atomic_write
 from mwsis.core.weights import LoadReport, load_weights, read_checkpoint

@@ -259,7 +259,7 @@ def build_condinst(
     num_classes: int,
     *,
     backbone: str = "resnet18",
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     norm: str | None = None,
     frozen_stages: int = 0,
     pixel_style: str = "imagenet",
@@ -283,7 +283,7 @@ def build_condinst(
     Args:
         num_classes: C.
         backbone: timm model, see `camera.backbone.ImageBackbone`.
-        pretrained: load ImageNet weights.
+        pretrained: ImageNet weights, see `camera.timm_network.feature_network`.
         norm: normalisation of the backbone, see `camera.backbone.ImageBackbone`; ``None`` is ``frozen`` with pretrained
             weights and ``group`` without. The mask branch has group normalisation with ``group``, else batch.
         frozen_stages: stages of the backbone that are not trained.

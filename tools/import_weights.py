@@ -143,7 +143,7 @@ def _keep_classes(weights: dict[str, Tensor], own: dict[str, str]) -> int:
 
 
 def _pixel_style(recorded: str | None, asked: str, what: str) -> str:
-    from camera.backbone import PIXEL_STYLES
+    from camera.timm_network import PIXEL_STYLES
 
     if asked == "as recorded":
         if recorded is None:

@@ -162,7 +162,7 @@ class ActivationNetwork(nn.Module):
     Args:
         num_classes: C.
         backbone: timm model with maps of stride 8, 16 and 32.
-        pretrained: load timm's ImageNet weights (from its cache or the network).
+        pretrained, norm, pixel_style: see `camera.backbone.ImageBackbone`.
 
     Raises:
         ConfigError: no such network, or weights that cannot be had.
@@ -171,12 +171,17 @@ class ActivationNetwork(nn.Module):
     maps of three strides, whose activations are added up: the finest say where a small object is.
     """
 
-    def __init__(self, num_classes: int, backbone: str, pretrained: bool) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str,
+        *,
+        pretrained: bool | str = False,
+        norm: str = "batch",
+        pixel_style: str = "imagenet",
+    ) -> None:
         super().__init__()
-        try:
-            self.backbone = ImageBackbone(backbone, pretrained=pretrained, norm="frozen" if pretrained else "batch")
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("camera.", "method.point_to_mask.")) from error
+        self.backbone = ImageBackbone(backbone, pretrained=pretrained, norm=norm, pixel_style=pixel_style)
         self.classifiers = nn.ModuleList(
             nn.Conv2d(depth, num_classes, 1, bias=False) for depth in self.backbone.channels
         )

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from camera.backbone import PIXEL_STYLES
-from mwsis.core.errors import ConfigError, closest_name
+from camera.timm_network import PIXEL_STYLES, feature_network
+from mwsis.core.errors import ConfigError
 
 __all__ = ["STRIDE", "DenseOutput", "PointNetwork", "content_of", "on_recorded_image"]
 
@@ -50,7 +48,7 @@ class PointNetwork(nn.Module):
         num_classes: C.
         backbone: timm model; of an ``hrnet_...`` the finest branch is used alone, as published with ``hrnet_w48``, any
             other gets a feature pyramid.
-        pretrained: load timm's ImageNet weights (from its cache or the network).
+        pretrained, pixel_style: ImageNet weights, see `camera.timm_network.feature_network`.
         head_channels: inner depth of the class and offset heads, and depth of a pyramid (published: 256).
         affinity_channels: D (published: 256).
 
@@ -66,16 +64,18 @@ class PointNetwork(nn.Module):
         num_classes: int,
         *,
         backbone: str = "hrnet_w48",
-        pretrained: bool = False,
+        pretrained: bool | str = False,
+        pixel_style: str = "imagenet",
         head_channels: int = 256,
         affinity_channels: int = 256,
     ) -> None:
         super().__init__()
-        body = _create(backbone, pretrained)
+        options = {"feature_location": ""} if backbone.startswith(FINEST_BRANCH) else {}
+        body = feature_network(backbone, pretrained, pixel_style, **options)
         self.body: nn.Module = body
         strides = list(body.feature_info.reduction())
         if not set(STRIDES) <= set(strides):
-            raise ConfigError(f"backbone: expected feature strides 4, 8, 16, 32, got {strides} from '{backbone}'")
+            raise ConfigError(f"camera.backbone: expected strides 4, 8, 16, 32, got {strides} from '{backbone}'")
         self.picked = [strides.index(stride) for stride in STRIDES]
         channels = [body.feature_info.channels()[index] for index in self.picked]
         if backbone.startswith(FINEST_BRANCH):
@@ -85,7 +85,7 @@ class PointNetwork(nn.Module):
         self.classes = _head(depth, head_channels, num_classes + 1)
         self.offsets = _head(depth, head_channels, 2)
         self.affinity = nn.Conv2d(depth, affinity_channels, 3, padding=1)
-        mean, deviation, _ = PIXEL_STYLES["imagenet"]
+        mean, deviation, self.swap_channels = PIXEL_STYLES[pixel_style]
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
@@ -100,7 +100,7 @@ class PointNetwork(nn.Module):
         """
         pixels = (images.float() - self.pixel_mean) / self.pixel_std
         pixels = pixels * content_of(sizes, *images.shape[-2:])[:, None]
-        maps = self.body(pixels)
+        maps = self.body(pixels.flip(1) if self.swap_channels else pixels)
         picked = [maps[index] for index in self.picked]
         finest = picked[0] if self.pyramid is None else self.pyramid(picked)
         return DenseOutput(self.classes(finest), self.offsets(finest), self.affinity(finest))
@@ -127,23 +127,6 @@ def on_recorded_image(cells: Tensor, stride: int, content: Sequence[int], size: 
     """
     pixels = functional.interpolate(cells, scale_factor=float(stride), mode="bilinear")
     return functional.interpolate(pixels[:, :, : content[0], : content[1]], tuple(size), mode="bilinear")
-
-
-def _create(name: str, pretrained: bool) -> Any:
-    if not timm.is_model(name):
-        raise ConfigError(f"backbone: expected a timm model, got '{name}'{closest_name(name, timm.list_models())}")
-    if pretrained and not timm.is_model_pretrained(name):
-        raise ConfigError(f"pretrained: timm has no weights of '{name}'; choose another backbone or set it to false")
-    options: dict[str, Any] = {"feature_location": ""} if name.startswith(FINEST_BRANCH) else {}
-    try:
-        return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-    except (OSError, RuntimeError, TypeError, AttributeError) as error:
-        if pretrained:
-            raise ConfigError(
-                f"pretrained: the weights of '{name}' are neither in timm's cache nor to be had over the network "
-                f"({type(error).__name__}); run once with network access, or set pretrained=false"
-            ) from error
-        raise ConfigError(f"backbone: expected a network with feature maps, got '{name}' ({error})") from error
 
 
 def _head(depth: int, hidden: int, out: int) -> nn.Sequential:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class PointToMask:
         drift: the annotators' points are moved once and for all, with this standard deviation in pixels: how much do
             worse points cost?
         augment_drift: points are moved anew at each visit in training.
-        backbone, pretrained, head_channels, affinity_channels: see `network.PointNetwork`.
+        backbone, pretrained, pixel_style, head_channels, affinity_channels: see `network.PointNetwork`.
         losses: see `step.PointLosses`.
         cam: of the maps that are made in the run, see `activation_maps.ActivationSettings`; their classifier has the
             same backbone.
@@ -86,7 +87,8 @@ class PointToMask:
     drift: float = 0.0
     augment_drift: float = 0.0
     backbone: str = "hrnet_w48"
-    pretrained: bool = False
+    pretrained: bool | str = False
+    pixel_style: str = "imagenet"
     head_channels: int = 256
     affinity_channels: int = 256
     losses: PointLosses = field(default_factory=PointLosses)
@@ -150,18 +152,34 @@ class PointToMask:
 
     def activation_network(self, num_classes: int, seed: int, start: bool) -> ActivationNetwork:
         """Return the untrained classifier, see `network`."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _own_names():
             torch.manual_seed(seed)
-            return ActivationNetwork(num_classes, self.backbone, self.pretrained and start)
+            return ActivationNetwork(
+                num_classes,
+                self.backbone,
+                pretrained=self.pretrained if start else False,
+                norm="frozen" if self.pretrained else "batch",
+                pixel_style=self.pixel_style,
+            )
 
     def network(self, num_classes: int, seed: int, start: bool) -> PointNetwork:
         """Return the untrained network, a function of the seed; ``start``: with the weights a new run begins with."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _own_names():
             torch.manual_seed(seed)
             return PointNetwork(
                 num_classes,
                 backbone=self.backbone,
-                pretrained=self.pretrained and start,
+                pretrained=self.pretrained if start else False,
+                pixel_style=self.pixel_style,
                 head_channels=self.head_channels,
                 affinity_channels=self.affinity_channels,
             )
+
+
+@contextmanager
+def _own_names() -> Iterator[None]:
+    """Call the settings of networks, in what is said of them, what they are called here."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("camera.", "method.point_to_mask.")) from error

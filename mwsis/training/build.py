@@ -129,7 +129,7 @@ def check_start(run: RunConfig, num_classes: int) -> None:
         ConfigError, WeightMismatchError: see `build_segmentor`.
     """
     named = {
-        "camera": run.camera.pretrained or run.camera.weights is not None or run.camera.mmdet is not None,
+        "camera": bool(run.camera.pretrained) or run.camera.weights is not None or run.camera.mmdet is not None,
         "lidar": run.lidar.weights is not None,
     }
     if branches := [branch for branch in run.method.branches if named[branch]]:
@@ -216,7 +216,7 @@ def _own_camera(run: RunConfig, num_classes: int, start: bool) -> CondInst:
     camera = build_condinst(
         num_classes,
         backbone=config.backbone,
-        pretrained=config.pretrained and start and config.weights is None,
+        pretrained=config.pretrained if start and config.weights is None else False,
         norm=config.norm,
         frozen_stages=config.frozen_stages,
         pixel_style=config.pixel_style,
@@ -248,6 +248,8 @@ def _mmdet_camera(run: RunConfig, num_classes: int, start: bool) -> CondInst:
     assert run.camera.mmdet is not None
     if run.camera.weights is not None:
         raise ConfigError("camera.weights: these are for our own network; leave camera.mmdet or camera.weights out")
+    if isinstance(run.camera.pretrained, str):
+        raise ConfigError("camera.pretrained: with camera.mmdet its configuration names the weights; set it to true")
     return build_mmdet(
         run.camera.mmdet,
         num_classes,

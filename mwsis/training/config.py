@@ -125,7 +125,8 @@ class CameraConfig:
     """CondInst: FCOS detector with a dynamic mask head."""
 
     backbone: str = "resnet18"
-    pretrained: bool = False
+    # ImageNet weights that a new run starts from: true (timm's cache or the network) | a file of timm's weights | false
+    pretrained: bool | str = False
     # batch | frozen | frozen_affine | group: normalisation of the backbone (frozen: statistics only, frozen_affine:
     # scale and shift too); group learns fastest from scratch on few images
     norm: str = "batch"

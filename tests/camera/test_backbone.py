@@ -3,7 +3,7 @@ import timm
 import torch
 
 from camera.backbone import FeaturePyramid, ImageBackbone
-from mwsis.core.errors import ConfigError
+from mwsis.core.errors import ConfigError, WeightMismatchError
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -89,6 +89,48 @@ def test_missing_pretrained_weights_are_one_sentence(monkeypatch):
     with pytest.raises(ConfigError, match=wanted) as caught:
         ImageBackbone("resnet50", pretrained=True)
     assert "\n" not in str(caught.value)
+
+
+def test_every_stage_of_a_network_with_nested_stages_can_be_frozen():
+    body = ImageBackbone("tf_efficientnet_lite0", frozen_stages=2).body
+    frozen = {name.split(".")[1] for name, one in body.named_parameters() if "blocks" in name and not one.requires_grad}
+    assert frozen == {"0", "1", "2"}  # strides 2, 4 and 8
+    assert not body.get_parameter("conv_stem.weight").requires_grad
+    whole = ImageBackbone("tf_efficientnet_lite0", frozen_stages=4).train()
+    assert not any(parameter.requires_grad for parameter in whole.body.parameters())
+    assert not any(module.training for module in whole.body.modules() if not list(module.children()))
+
+
+@pytest.mark.parametrize(
+    ("name", "style", "key", "key_in_file"),
+    [
+        ("resnet18", "imagenet", "layer1.0.conv1.weight", "layer1.0.conv1.weight"),
+        ("convnext_atto", "imagenet", "stages_0.blocks.0.conv_dw.weight", "stages.0.blocks.0.conv_dw.weight"),
+        ("tf_efficientnet_lite0", "half", "blocks.6.0.conv_pwl.weight", "blocks.6.0.conv_pwl.weight"),
+    ],
+)
+def test_weights_of_a_file(tmp_path, name, style, key, key_in_file):
+    whole = timm.create_model(name).eval()
+    torch.save({"state_dict": whole.state_dict()}, tmp_path / "weights.pth")
+    backbone = ImageBackbone(name, pretrained=str(tmp_path / "weights.pth"), norm="frozen", pixel_style=style).eval()
+    assert torch.equal(backbone.body.state_dict()[key], whole.state_dict()[key_in_file])
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 96]])
+    _, maps = whole.forward_intermediates(backbone.normalise(images, sizes))
+    torch.testing.assert_close(backbone(images, sizes)[1], next(one for one in maps if one.shape[-1] == 6))
+
+
+def test_a_wrong_file_of_weights_is_one_sentence(tmp_path):
+    torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "other.pth")
+    (tmp_path / "broken.pth").write_bytes(b"not weights")
+    with pytest.raises(ConfigError, match=r"camera\.pretrained: .*none\.pth: no such file"):
+        ImageBackbone("resnet18", pretrained=str(tmp_path / "none.pth"))
+    with pytest.raises(WeightMismatchError, match=r"broken\.pth: expected weights of timm's 'resnet18'"):
+        ImageBackbone("resnet18", pretrained=str(tmp_path / "broken.pth"))
+    with pytest.raises(WeightMismatchError, match=r"names and shapes of 'resnet50': .* of another shape"):
+        ImageBackbone("resnet50", pretrained=str(tmp_path / "other.pth"))
+    with pytest.raises(ConfigError, match="weights of 'resnet18' expect imagenet, got 'half'"):
+        ImageBackbone("resnet18", pretrained=str(tmp_path / "other.pth"), pixel_style="half")
 
 
 @pytest.mark.parametrize(

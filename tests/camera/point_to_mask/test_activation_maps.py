@@ -20,6 +20,7 @@ from camera.point_to_mask.activation_maps import (
 from camera.point_to_mask.class_maps import class_map
 from camera.point_to_mask.points import ImagePoints, PointedImage
 from camera.point_to_mask.samples import load_image
+from camera.point_to_mask.settings import PointToMask
 from mwsis.core.errors import ConfigError
 
 COLORS = ((220, 40, 40), (30, 60, 240))
@@ -148,4 +149,4 @@ def test_settings_out_of_range():
         with pytest.raises(ConfigError, match="cam: expected"):
             ActivationSettings(**wrong)
     with pytest.raises(ConfigError, match=r"method\.point_to_mask\.backbone: expected a timm model, got 'resnet5O'"):
-        ActivationNetwork(2, "resnet5O", pretrained=False)
+        PointToMask(backbone="resnet5O").activation_network(2, seed=0, start=True)
