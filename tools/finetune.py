@@ -7,7 +7,8 @@
 task=detection   3D boxes, CenterPoint on the encoder: Waymo's AP and APH
 task=instance    class and centre vote of every point: instance AP
 task=semantic    class of every point: mean IoU
-init             an export folder (tools/export.py; RUN/export), or scratch: everything else is then the same
+init             an export folder (tools/export.py; RUN/export): its backbone; RUN/checkpoints/last.ckpt: for points the
+                 heads, too; or scratch: everything else is then the same
 label_fraction   share of the training segments whose labels are used, whole segments, nested for one seed; objects are
                  pasted from these alone
 lr_scale         factors of the learning rate, each a run of its own; all are reported, none is chosen
@@ -63,9 +64,9 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"'task=...' is required, one of {', '.join(TASKS)}; see --help")
     began = time.monotonic()
     run, folder = open_run(config)
-    prepared, manifest = prepare_run(run, folder)
+    prepared, origin = prepare_run(run, folder)
     found = {scale: one_rate(run, folder, prepared, scale) for scale in run.finetune.lr_scale}  # type: ignore[union-attr]
-    write_scores(run, folder, prepared, found, manifest, began)
+    write_scores(run, folder, prepared, found, origin, began)
     print(f"run: {folder.root}")
 
 
@@ -77,25 +78,25 @@ def as_override(argument: str) -> str:
     return f"finetune.{key}{equals}{value}" if key in SHORT else argument
 
 
-def prepare_run(run: RunConfig, folder: RunFolder) -> tuple[Prepared, dict[str, Any] | None]:
-    """Check all that can be checked before work starts, open the data set; return it and the init's manifest."""
+def prepare_run(run: RunConfig, folder: RunFolder) -> tuple[Prepared, dict[str, Any]]:
+    """Check all that can be checked before work starts, open the data set; return it and what is known of the init."""
     from mwsis.training.prepare import build_source, importing, prepare
 
     assert run.finetune is not None
     if run.trainer.devices * run.trainer.nodes > 1:
         raise ConfigError("trainer.devices: fine-tuning runs in one process; set trainer.devices=1")
     source = build_source(run)
-    manifest = None
+    origin: dict[str, Any] = {"init": SCRATCH}
     if run.finetune.init != SCRATCH:
         from mwsis.training.finetune import build_model
-        from mwsis.training.finetune_init import read_manifest, start_from
+        from mwsis.training.finetune_init import provenance, start_from
 
-        manifest = read_manifest(run)
+        origin = provenance(run)
         start_from(run, build_model(run, len(source.class_names)))
     with importing("mwsis.training.finetune"):
         prepared = prepare(run, source, progress_line)
     folder.keep_config(run)
-    return prepared, manifest
+    return prepared, origin
 
 
 def one_rate(run: RunConfig, folder: RunFolder, prepared: Prepared, scale: float) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def write_scores(
     folder: RunFolder,
     prepared: Prepared,
     found: dict[float, dict[str, Any]],
-    manifest: dict[str, Any] | None,
+    origin: dict[str, Any],
     began: float,
 ) -> None:
     """Write metrics.json and table.md, and print the table."""
@@ -132,7 +133,6 @@ def write_scores(
 
     from mwsis.core.files import atomic_write, write_json
     from mwsis.training.config import labels_used
-    from mwsis.training.finetune import provenance
 
     assert run.finetune is not None
     subset = json.loads((folder.root / f"lr_x{run.finetune.lr_scale[0]:g}" / SUBSET).read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ def write_scores(
         "task": run.finetune.task,
         "labels_used": labels_used(run),
         "labelled": subset,
-        **provenance(run, manifest),
+        **origin,
         "data": {
             "name": run.data.name,
             "fingerprint": prepared.source.fingerprint(),

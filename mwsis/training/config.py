@@ -331,7 +331,7 @@ class FinetuneConfig:
 
     # detection | instance | semantic
     task: str = MISSING
-    # export folder whose backbone training starts from, or scratch
+    # export folder whose backbone training starts from, checkpoint whose LiDAR branch it starts from, or scratch
     init: str = SCRATCH
     # share of the training segments whose labels are used; subsets of one seed are nested
     label_fraction: float = 1.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ from mwsis.training.lidar_branch import LIDAR_SEED, build_lidar, set_bn_momentum
 from mwsis.training.prepare import Prepared
 from mwsis.training.run import fit
 
-__all__ = ["LabelledSubset", "build_model", "fine_tune", "labelled_subset", "provenance", "score", "with_lr_scale"]
+__all__ = ["LabelledSubset", "build_model", "fine_tune", "labelled_subset", "score", "with_lr_scale"]
 
 OnProgress = Callable[[int, int], None]
 LOOSE_BEV_IOU = {"Vehicle": 0.5, "Pedestrian": 0.3, "Cyclist": 0.3}
@@ -227,12 +226,3 @@ def _score_points(
         scores.add(found)
     computed = scores.compute()
     return computed["lidar"] or {}, computed["lidar_rows"] or []
-
-
-def provenance(run: RunConfig, manifest: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what is known about the weights a run started from."""
-    assert run.finetune is not None
-    if manifest is None:
-        return {"init": run.finetune.init}
-    files = {file["name"]: file["sha256"] for file in manifest["files"]}
-    return {"init": Path(run.finetune.init).name, "files": files, "training": manifest["training"]}

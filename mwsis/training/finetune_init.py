@@ -1,7 +1,8 @@
-"""Start fine-tuning from a pretrained backbone: the neutral file of an export folder, held against its manifest.
+"""Start fine-tuning from pretraining: the backbone of an export folder, held against its manifest, or a checkpoint.
 
-Everything that would make the weights mean something else is refused: another grid, other features, another network,
-other bytes. Not here: writing such a folder (`mwsis.export`).
+A checkpoint of a pretraining run brings the point heads, too, which tasks on points go on training. Everything that
+would make the weights mean something else is refused: another grid, other features, another network, other bytes.
+Not here: writing an export folder (`mwsis.export`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from lidar.segmentor import LidarSegmentor
 from lidar.start_weights import MANIFEST, NEUTRAL_FILE, VOXEL_ENCODER
 from mwsis.core.errors import ConfigError, WeightMismatchError
 from mwsis.core.weights import load_weights
-from mwsis.training.config import SCRATCH, RunConfig
+from mwsis.data.manifest import file_sha256
+from mwsis.training.checkpoint import read_run_checkpoint
+from mwsis.training.commands import restore_config
+from mwsis.training.config import SCRATCH, RunConfig, labels_used, typed
+from mwsis.training.lidar_branch import trained_lidar
 
-__all__ = ["read_manifest", "start_from"]
+__all__ = ["provenance", "start_from"]
 
 FEATURES = ["x", "y", "z", "intensity", "elongation"]
 """Of a voxel, as `lidar.encoders.MeanEncoder` makes them."""
@@ -33,19 +38,27 @@ def read_manifest(run: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: it is no export folder, or the backbone is for another grid or other features.
     """
-    assert run.finetune is not None
-    folder = Path(run.finetune.init)
+    folder = _init(run)
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         given, features = manifest["input"], [feature["name"] for feature in manifest["input"]["features"]]
         kind = manifest["format"]
     except FileNotFoundError:
         hint = f"give {folder / 'export'}" if (folder / "export" / MANIFEST).is_file() else "see tools/export.py"
-        raise ConfigError(f"init={folder}: expected an export folder with {MANIFEST} in it; {hint}") from None
+        raise ConfigError(
+            f"init={folder}: expected an export folder with {MANIFEST} in it, or a checkpoint of a run; {hint}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"init={folder}: {MANIFEST} cannot be read; export the backbone again") from None
     if kind != "mwsis-backbone":
         raise ConfigError(f"init={folder}: expected the manifest of a backbone, got one of '{kind}'")
+    _require_grid(run, given)
+    if features != FEATURES:
+        raise ConfigError(f"init={folder}: the backbone takes the features {features}, got {FEATURES}; export another")
+    return manifest
+
+
+def _require_grid(run: RunConfig, given: dict[str, Any]) -> None:
     for key, wanted in (
         ("voxel_size", run.lidar.voxel_size),
         ("point_cloud_range", run.data.point_cloud_range),
@@ -54,30 +67,83 @@ def read_manifest(run: RunConfig) -> dict[str, Any]:
         if trained_with != list(wanted):
             setting = f"{'lidar' if key == 'voxel_size' else 'data'}.{key}"
             raise ConfigError(
-                f"init={folder}: the backbone was trained with {key} {trained_with}, got {list(wanted)}; set {setting}"
+                f"init={_init(run)}: the backbone was trained with {key} {trained_with}, got {list(wanted)}; "
+                f"set {setting}"
             )
-    if features != FEATURES:
-        raise ConfigError(f"init={folder}: the backbone takes the features {features}, got {FEATURES}; export another")
-    return manifest
+
+
+def _init(run: RunConfig) -> Path:
+    assert run.finetune is not None
+    return Path(run.finetune.init)
 
 
 def start_from(run: RunConfig, model: LidarSegmentor | CenterPoint) -> None:
-    """Load the backbone, and a learned voxel encoder, of the folder that a run starts from; nothing for ``scratch``.
+    """Load what a run starts from; nothing for ``scratch``.
+
+    Args:
+        run: ``finetune.init`` is an export folder, or a checkpoint of a pretraining run.
+        model: gets backbone and, where it is learned, the voxel encoder; of a checkpoint (the teacher's weights) a
+            segmentor gets its head, too.
 
     Raises:
-        ConfigError: see `read_manifest`.
+        ConfigError: see `read_manifest`; or the checkpoint is of a run without a LiDAR branch, or of other classes.
         WeightMismatchError: the file is not the one of the manifest, or holds another network's weights.
     """
     assert run.finetune is not None
     if run.finetune.init == SCRATCH:
         return
-    manifest, path = read_manifest(run), Path(run.finetune.init) / NEUTRAL_FILE
+    if _init(run).is_file():
+        _start_from_checkpoint(run, model)
+        return
+    manifest, path = read_manifest(run), _init(run) / NEUTRAL_FILE
     weights = load(_content(path, manifest))
     encoder = {key.removeprefix(VOXEL_ENCODER): weights[key] for key in weights if key.startswith(VOXEL_ENCODER)}
     backbone = {key: weights[key] for key in weights if not key.startswith(VOXEL_ENCODER)}
     parts: tuple[tuple[nn.Module, dict[str, Any]], ...] = ((model.encoder, encoder), (model.backbone, backbone))
     for module, state in parts:
         load_weights(module, state, f"init={path}: lidar.network={run.lidar.network}")
+
+
+def _start_from_checkpoint(run: RunConfig, model: LidarSegmentor | CenterPoint) -> None:
+    path = _init(run)
+    state = read_run_checkpoint(path)
+    before = typed(restore_config(state["config"]))
+    if before.finetune is not None or "lidar" not in before.method.branches:
+        raise ConfigError(f"init={path}: expected a pretraining run with a LiDAR branch, got '{before.method.name}'")
+    _require_grid(run, {"voxel_size": before.lidar.voxel_size, "point_cloud_range": before.data.point_cloud_range})
+    trained, what = (
+        trained_lidar(state, before, "teacher", str(path)),
+        f"init={path}: lidar.network={run.lidar.network}",
+    )
+    if not isinstance(model, LidarSegmentor):
+        load_weights(model.encoder, trained.encoder.state_dict(), what)
+        load_weights(model.backbone, trained.backbone.state_dict(), what)
+        return
+    if trained.num_classes != model.num_classes:
+        raise ConfigError(
+            f"init={path}: trained on the {trained.num_classes} classes {', '.join(state['class_names'])}, and this "
+            f"data set has {model.num_classes}; start from its backbone alone, exported by tools/export.py"
+        )
+    load_weights(model, trained.state_dict(), what)
+
+
+def provenance(run: RunConfig) -> dict[str, Any]:
+    """Return what is known about the weights a run starts from, checked against the run (see `start_from`)."""
+    path = _init(run)
+    if not path.is_file():
+        manifest = read_manifest(run)
+        files = {file["name"]: file["sha256"] for file in manifest["files"]}
+        return {"init": path.name, "files": files, "training": manifest["training"]}
+    state = read_run_checkpoint(path)
+    before = typed(restore_config(state["config"]))
+    training = {
+        "step": state["global_step"],
+        "seed": before.seed,
+        "data_set": before.data.name,
+        "label_type": labels_used(before),
+        "weights_of": "teacher" if before.method.ema else "student",
+    }
+    return {"init": path.name, "files": {path.name: file_sha256(path)}, "training": training}
 
 
 def _content(path: Path, manifest: dict[str, Any]) -> bytes:

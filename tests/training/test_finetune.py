@@ -12,17 +12,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from fusion.step import PretrainingStep
 from mwsis.core.errors import ConfigError, DataError, WeightMismatchError
 from mwsis.core.frame import FrameTruth
-from mwsis.training.build import check_training
+from mwsis.training import checkpoint
+from mwsis.training.build import build_method, build_segmentor, check_training
 from mwsis.training.checkpoint import read_run_checkpoint
 from mwsis.training.config import labels_used
 from mwsis.training.evaluate import trained_from
 from mwsis.training.finetune import build_model, fine_tune, labelled_subset, score, with_lr_scale
 from mwsis.training.finetune_data import LabelledFrames, labelled_segments
-from mwsis.training.finetune_init import FEATURES, start_from
+from mwsis.training.finetune_init import FEATURES, provenance, start_from
 from mwsis.training.finetune_step import FineTuningStep
 from mwsis.training.folder import RunFolder
 from mwsis.training.prepare import Prepared, Split
@@ -216,6 +219,47 @@ def test_training_starts_from_the_exported_backbone(compose_task, exported, task
             assert torch.equal(value, scratch.state_dict()[name]), name
 
 
+@pytest.fixture
+def pretrained(tmp_path, compose_tiny):
+    def make(*overrides, class_names=("Vehicle", "Pedestrian", "Cyclist")):
+        run = compose_tiny("method=mwsis_lidar", *TINY, "seed=9", *overrides)
+        step = PretrainingStep(build_segmentor(run, len(class_names)), build_method(run), len(class_names))
+        config = OmegaConf.to_yaml(OmegaConf.structured(run))
+        facts = {"config": config, "class_names": list(class_names)}
+        checkpoint.save(tmp_path / "last.ckpt", step, {}, {"global_step": 5, "skipped_steps": 0}, facts)
+        return tmp_path / "last.ckpt", step.teacher.module.lidar
+
+    return make
+
+
+@pytest.mark.parametrize("task", ["detection", "semantic"])
+def test_a_checkpoint_brings_heads_to_tasks_on_points(compose_task, compose_tiny, pretrained, task):
+    path, teacher = pretrained()
+    run = compose_task(task, f"finetune.init={path}")
+    model, scratch = build_model(run, 3), build_model(run, 3)
+    start_from(run, model)
+    assert_same(dict(model.backbone.state_dict()), dict(teacher.backbone.state_dict()))
+    if task == "semantic":
+        assert_same(dict(model.state_dict()), dict(teacher.state_dict()))
+        assert not torch.equal(model.head.state_dict()["classes.weight"], scratch.head.state_dict()["classes.weight"])
+    known = provenance(run)
+    assert known["files"] == {"last.ckpt": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert (known["training"]["step"], known["training"]["seed"]) == (5, 9)
+    assert known["training"]["label_type"] == labels_used(compose_tiny("method=mwsis_lidar"))
+
+
+def test_checkpoints_that_do_not_fit_are_refused(compose_task, pretrained):
+    path, _ = pretrained("lidar.voxel_size=[0.5,0.5,0.25]")
+    with pytest.raises(ConfigError, match=r"last.ckpt: the backbone was trained with voxel_size \[0.5, 0.5, 0.25\]"):
+        start_from(run := compose_task("instance", f"finetune.init={path}"), build_model(run, 3))
+    path, _ = pretrained("method=boxinst")
+    with pytest.raises(ConfigError, match="expected a pretraining run with a LiDAR branch, got 'boxinst'"):
+        start_from(run, build_model(run, 3))
+    path, _ = pretrained("data.radii=[1,1]", "lidar.class_weights=[1,1]", class_names=("Car", "Walker"))
+    with pytest.raises(ConfigError, match=r"trained on the 2 classes Car, Walker, and this data set has 3; start from"):
+        start_from(run, build_model(run, 3))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -251,7 +295,7 @@ def test_other_bytes_and_other_networks_are_refused(compose_task, exported):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "expected an export folder with manifest.json in it; see tools/export.py"),
+        (None, "expected an export folder with manifest.json in it, or a checkpoint of a run; see tools/export.py"),
         ("nothing", "manifest.json cannot be read"),
         ('{"format": "picture", "input": {"features": []}}', "got one of 'picture'"),
     ],
