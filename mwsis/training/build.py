@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -94,7 +95,10 @@ def check_training(run: RunConfig) -> None:
                 remedy = REMEDIES.get(need, f"'{need}', which nothing here provides; known: {', '.join(provided)}")
                 raise ConfigError(f"{where} ({type(asker).__name__}) needs {remedy}")
     given_masks(run)
-    _depth_source(run, method)
+    if _depth_source(run, method) is None and run.data.depth is not None:
+        warnings.warn(
+            f"data.depth={run.data.depth}: nothing in method '{run.method.name}' looks at depth", stacklevel=2
+        )
 
 
 def _asking(method: Method) -> dict[str, Any]:

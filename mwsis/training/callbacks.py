@@ -90,7 +90,8 @@ class SaveAndStop(Callback):
 class LossLog(Callback):
     """Writes every loss to ``losses.csv`` (step, name, value) and to TensorBoard, and every skipped step.
 
-    Rows at or after the step a run is resumed from are dropped first, so the file reads as if never interrupted.
+    Rows at or after the step a run is resumed from are dropped first, so the file reads as if never interrupted. A disk
+    without room for them ends the run (`launch.RunStopped`); the last checkpoint is kept.
     """
 
     def __init__(self, folder: Path, start_step: int, every: int) -> None:
@@ -109,8 +110,14 @@ class LossLog(Callback):
         if step % self.every and "skipped" not in outputs:
             return
         rows = [(step, name, float(value)) for name, value in outputs.items()]
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
+        except OSError as error:
+            raise launch.RunStopped(
+                f"{self.path}: the losses of step {step} were not written ({error.strerror}); make room, then continue "
+                f"with resume={self.path.parent}"
+            ) from error
         for _, name, value in rows:
             self.board.add_scalar(name, value, step)
 

@@ -140,8 +140,8 @@ def restore_config(saved: str, asked: DictConfig | None = None, overrides: Seque
     if asked is not None and any(override.startswith("data=") for override in overrides):
         config.data = asked.data
     for override in overrides:
-        name = override.partition("=")[0]
-        if not re.match(r"data[.=]", override) and name not in PREDICTION:
+        name = override.lstrip("+").partition("=")[0]
+        if not re.match(r"data[.=]", override.lstrip("+")) and name not in PREDICTION:
             known = ", ".join(("data", "data.<key>", *PREDICTION))
             raise ConfigError(f"argument '{override}': after training only these can change: {known}")
         if name != "data" and asked is not None:

@@ -96,9 +96,11 @@ def test_depth_is_loaded_only_where_a_term_or_source_looks_at_it(compose_tiny, t
     folder = compose_tiny("method=pseudo_depth", f"data.depth={tmp_path}")
     assert isinstance(build_transform(folder, augment=True).depth, FileDepth)
     unused = compose_tiny("method=boxinst", "data.depth=/nowhere")
-    assert build_transform(unused, augment=True).depth is None
+    with pytest.warns(UserWarning, match=r"data\.depth=/nowhere: nothing in method 'boxinst' looks at depth"):
+        assert build_transform(unused, augment=True).depth is None
     off = [f"method.camera_terms.{name}.enabled=false" for name in ("depth_pairs", "depth_regression", "pseudo_mask")]
-    assert build_transform(compose_tiny(*LIDAR, *off), augment=True).depth is None
+    with pytest.warns(UserWarning, match="nothing in method 'pseudo_depth' looks at depth"):
+        assert build_transform(compose_tiny(*LIDAR, *off), augment=True).depth is None
 
 
 def with_depth(batch, metric, known=True):

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,6 +190,24 @@ def test_a_checkpoint_without_room_keeps_the_previous_one(
     assert read_run_checkpoint(folder.checkpoint)["global_step"] == 5
     assert train(run, folder, prepared)
     assert read_run_checkpoint(folder.checkpoint)["global_step"] == 12
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_loss_log_without_room_ends_the_run(tmp_path, compose_tiny, prepare_tiny, monkeypatch):
+    """It used to end in a traceback."""
+    update, folder = PretrainingStep.update_teacher, RunFolder(tmp_path)
+
+    def filling_update(self, progress):
+        update(self, progress)
+        (tmp_path / "losses.csv").unlink(missing_ok=True)
+        (tmp_path / "losses.csv").symlink_to("/dev/full")
+
+    monkeypatch.setattr(PretrainingStep, "update_teacher", filling_update)
+    run = compose_tiny()
+    with pytest.raises(
+        RunStopped, match=r"losses\.csv: the losses of step \d+ were not written \(No space left"
+    ):
+        train(run, folder, prepare_tiny(run))
 
 
 @pytest.mark.slow

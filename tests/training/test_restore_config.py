@@ -26,6 +26,13 @@ def test_settings_of_prediction_replace_the_run_s(saved):
     assert (run.camera.channels, run.data.name) == (48, "coco")
 
 
+def test_a_setting_of_prediction_may_be_added(saved):
+    run = restored(saved, "++camera.refinement={_target_: camera.refinement.ColorRefinement, shrink: 0.5}")
+    assert run.camera.refinement == {"_target_": "camera.refinement.ColorRefinement", "shrink": 0.5}
+    with pytest.raises(ConfigError, match="after training only these can change"):
+        restored(saved, "++camera.channels=32")
+
+
 def test_one_key_of_the_data_set_leaves_the_others(saved):
     """It used to bring the default data set with it."""
     run = restored(saved, "data.val_split=train")
