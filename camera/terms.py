@@ -212,7 +212,7 @@ class LevelSet:
     """The cells of a box that a mask takes, and those that it leaves, should each be of one kind.
 
     ``E = (sum m |f - c1|^2 + sum (1 - m) |f - c2|^2) / cells of the box``, c1 and c2 being the means of the features
-    weighted by m and by 1 - m. Computed from sums of 1, f and |f|^2, so no map of samples times channels is made.
+    weighted by m and by 1 - m. Computed from sums of 1, f and its squares, so no map of samples times channels is made.
 
     Args:
         features: ``color``, or the pixel features of the ``student`` or the ``teacher``; never differentiated.

@@ -1,4 +1,4 @@
-"""One training step, in the order of the paper: teacher, labels, losses. Read this file first.
+"""One training step, in the order of the paper: teacher, labels, losses. Read this file first::
 
     camera student   FCOS + projection + colour pairs from 2D boxes; from `start` on also pseudo masks: the teacher's
                      (IPG, matched detections) or such as came with the boxes

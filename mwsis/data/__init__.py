@@ -1,1 +1,1 @@
-"""Data sets as `Source`s, the frame store, label caches, the training data set."""
+"""Data sets (`Source`), the frame store, label caches, the training data set."""

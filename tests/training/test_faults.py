@@ -204,9 +204,7 @@ def test_a_loss_log_without_room_ends_the_run(tmp_path, compose_tiny, prepare_ti
 
     monkeypatch.setattr(PretrainingStep, "update_teacher", filling_update)
     run = compose_tiny()
-    with pytest.raises(
-        RunStopped, match=r"losses\.csv: the losses of step \d+ were not written \(No space left"
-    ):
+    with pytest.raises(RunStopped, match=r"losses\.csv: the losses of step \d+ were not written \(No space left"):
         train(run, folder, prepare_tiny(run))
 
 
