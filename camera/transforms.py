@@ -22,6 +22,7 @@ from mwsis.core.batch import DepthMaps
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.frame import BoxMasks
 from mwsis.core.instances import Boxes2D, MaskSet
+from mwsis.data.image_files import IMAGE_FORMATS, NO_IMAGE
 
 __all__ = ["ImageGeometry", "ResizeCropFlip", "decode_image"]
 
@@ -280,8 +281,8 @@ def decode_image(encoded: bytes, what: str) -> Tensor:
         DataError: the bytes are no image, or the image is truncated.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
             pixels = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except NO_IMAGE as error:
         raise DataError(f"{what}: cannot decode the image ({error}); copy the data set's file again") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)

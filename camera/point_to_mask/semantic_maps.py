@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from camera.point_to_mask.instances_from_semantics import UNKNOWN_CLASS
 from camera.point_to_mask.points import PointedImage
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.files import atomic_write
+from mwsis.data.image_files import NO_IMAGE
 
 __all__ = ["GROUND_TRUTH", "SOURCES", "SemanticMaps"]
 
@@ -75,11 +76,11 @@ class SemanticMaps:
         for image in images:
             path = self.path_of(image)
             try:
-                with Image.open(path) as header:
+                with Image.open(path, formats=("PNG",)) as header:
                     size, mode = header.size, header.mode
             except FileNotFoundError:
                 raise DataError(f"{path}: no such file; expected the map of classes of {image.file_name}") from None
-            except (UnidentifiedImageError, OSError, ValueError):
+            except NO_IMAGE:
                 raise DataError(f"{path}: expected a PNG image, got other bytes; make the map again") from None
             if mode not in ("L", "P") or size != (image.width, image.height):
                 wanted = f"8 bits a pixel (mode L or P), {image.width} x {image.height}"
@@ -123,9 +124,9 @@ class SemanticMaps:
         """
         path = self.path_of(image)
         try:
-            with Image.open(path) as file:
+            with Image.open(path, formats=("PNG",)) as file:
                 pixels = np.array(file)
-        except (OSError, ValueError, SyntaxError) as error:
+        except NO_IMAGE as error:
             raise DataError(f"{path}: cannot be decoded ({error}); make the map again") from None
         highest = int(pixels[pixels != UNKNOWN_CLASS].max(initial=0))
         if highest > self.num_classes:

@@ -7,14 +7,12 @@ What an annotation file says, and what is wrong with it, is `coco_json.py`. Next
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import (
@@ -40,6 +38,7 @@ from mwsis.data.coco_json import (
     read_instances,
 )
 from mwsis.data.given_masks import MaskFile
+from mwsis.data.image_files import image_size
 
 __all__ = ["CocoSource", "annotation_file", "class_groups", "labels_by_category"]
 
@@ -373,11 +372,9 @@ def _digest(*facts: object) -> hashlib._Hash:
 
 
 def _require_size(path: Path, encoded: bytes, image: ListedImage) -> None:
-    try:
-        with Image.open(io.BytesIO(encoded)) as header:
-            size = header.size
-    except (UnidentifiedImageError, OSError, ValueError):
-        raise DataError(f"{path}: expected a JPEG or PNG image, got {len(encoded)} bytes that are none") from None
+    size = image_size(encoded)
+    if size is None:
+        raise DataError(f"{path}: expected a JPEG or PNG image, got {len(encoded)} bytes that are none")
     if size != (image.width, image.height):
         got, listed = "{} x {}".format(*size), f"{image.width} x {image.height}"
         raise DataError(f"{path}: width, height: the annotations say {listed}, the file is {got}")

@@ -40,6 +40,8 @@ __all__ = [
 BOXES, POINTS, MASKS = "boxes", "points", "masks"
 """What the objects of an image can be labelled with."""
 FILES_KEPT = 4
+FARTHEST = 10
+"""Times the image's longer side: polygons may leave the image, but pycocotools cannot follow them anywhere."""
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
@@ -290,11 +292,15 @@ def _segmentation(value: Any, image: ListedImage, where: str) -> tuple[Array, ..
     if value is None or value == []:
         return None
     if isinstance(value, list):
-        if all(part.ndim == 1 and len(part) >= 6 and len(part) % 2 == 0 and np.isfinite(part).all() for part in value):
-            return tuple(value)
-        raise DataError(
-            f"{where}: expected polygons of three or more x, y, got {[len(np.ravel(p)) for p in value]} numbers"
-        )
+        if not all(part.ndim == 1 and len(part) >= 6 and len(part) % 2 == 0 for part in value):
+            raise DataError(
+                f"{where}: expected polygons of three or more x, y, got {[len(np.ravel(p)) for p in value]} numbers"
+            )
+        farthest = max(float(np.abs(part).max()) for part in value)
+        limit = FARTHEST * max(image.height, image.width)
+        if not farthest <= limit:  # NaN is refused, too
+            raise DataError(f"{where}: expected pixels near the image, at most {limit}, got {farthest}")
+        return tuple(value)
     if not isinstance(value, dict) or not isinstance(value.get("counts"), list | str):
         raise DataError(f"{where}: expected polygons, or run lengths with 'size' and 'counts'")
     size = [image.height, image.width]

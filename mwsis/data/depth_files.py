@@ -20,6 +20,7 @@ from torch import Tensor
 from mwsis.core.batch import DepthMaps
 from mwsis.core.errors import DataError, closest_name
 from mwsis.core.files import atomic_write, write_json
+from mwsis.data.image_files import NO_IMAGE
 
 __all__ = ["FACTS_FILE", "GREY_LEVELS", "KINDS", "DepthFolder", "DepthWriter"]
 
@@ -106,11 +107,11 @@ def _number(facts: dict[str, Any], name: str, path: Path) -> float:
 def _read_png(path: Path) -> Tensor:
     """Return (n, m) int32 numbers of a grey PNG with 16 bits."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             mode, numbers = image.mode, np.array(image)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; every training image needs a depth map, see tools/depth.py") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except NO_IMAGE as error:
         raise DataError(f"{path}: cannot be decoded ({error}); make the map again") from None
     if mode not in MODES:
         raise DataError(f"{path}: expected a grey PNG of 16 bits, got mode {mode}; fewer bits make steps of depth")

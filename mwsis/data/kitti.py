@@ -8,7 +8,6 @@ raw drives. Next: `store.py`, where frames go.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -17,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import CameraView, Frame, FrameTruth, LidarGeometry, PixelMap, PointCloud, PointFeature
 from mwsis.core.geometry import CameraModel, points_in_boxes3d, transform_points
 from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D
+from mwsis.data.image_files import image_size
 from mwsis.data.range_image import azimuth_columns, ring_problem, rings_from_elevation, rings_from_file_order
 
 __all__ = ["KittiSource"]
@@ -282,11 +281,10 @@ def _read_text(path: Path) -> str:
 
 def _image_size(path: Path, image: bytes) -> tuple[int, int]:
     """Return width and height from the header."""
-    try:
-        with Image.open(io.BytesIO(image)) as header:
-            return header.size
-    except (UnidentifiedImageError, OSError, ValueError):
-        raise DataError(f"{path}: expected a PNG or JPEG image, got {len(image)} bytes that are none") from None
+    size = image_size(image)
+    if size is None:
+        raise DataError(f"{path}: expected a PNG or JPEG image, got {len(image)} bytes that are none")
+    return size
 
 
 def _check_sweep_size(path: Path) -> None:

@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 PART = "labels"
+MOST_FRAMES = 1_000_000
+"""Of a segment; a larger number is damage."""
 CERTAIN = 255
 """What confidence 1 is kept as."""
 
@@ -165,7 +167,8 @@ def _read_index(path: Path) -> dict[str, Any]:
         index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
         fits = index["format"] == FORMAT and index["kind"] == PART
         fits = fits and isinstance(index["fingerprint"], str)
-        fits = fits and all(isinstance(segment["num_frames"], int) for segment in index["segments"])
+        fits = fits and all(type(segment["num_frames"]) is int for segment in index["segments"])
+        fits = fits and all(0 <= segment["num_frames"] <= MOST_FRAMES for segment in index["segments"])
         fits = fits and all(isinstance(segment["file"], str) for segment in index["segments"])
     except (ValueError, KeyError, TypeError):
         fits = False

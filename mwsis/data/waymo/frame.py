@@ -6,15 +6,14 @@ Points come from `range_image.py`, cameras from `camera.py`, what is only for ev
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import CameraView, Frame, LidarGeometry, PixelMap, PointCloud, PointFeature
+from mwsis.data.image_files import image_size
 from mwsis.data.waymo.camera import camera_model, camera_name, drawn_boxes
 from mwsis.data.waymo.classes import class_map
 from mwsis.data.waymo.range_image import LidarPoints, lidar_points
@@ -183,11 +182,9 @@ def _view(camera: CameraRecord, record: WaymoRecord) -> CameraView:
 def _check_image(image: bytes, camera: CameraRecord) -> None:
     """Compare the size in the image's header with the calibration; nothing is decoded."""
     name = camera_name(camera.name)
-    try:
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as header:
-            size = header.size
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        raise DataError(f"{name}: image: expected a JPEG, got {len(image)} bytes that are none") from None
+    size = image_size(image)
+    if size is None:
+        raise DataError(f"{name}: image: expected a JPEG, got {len(image)} bytes that are none")
     if size != (camera.width, camera.height):
         raise DataError(f"{name}: image: expected (width, height) {(camera.width, camera.height)}, got {size}")
 

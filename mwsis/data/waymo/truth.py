@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from mwsis.core.errors import DataError
 from mwsis.core.frame import FrameTruth, ImageTruth, PixelMap
 from mwsis.core.geometry import points_in_boxes3d
 from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D, MaskSet
+from mwsis.data.image_files import NO_IMAGE
 from mwsis.data.waymo.camera import camera_name, drawn_boxes
 from mwsis.data.waymo.classes import CLASS_NAMES, LABEL_OF_TYPE, ClassMap
 from mwsis.data.waymo.range_image import LidarPoints
@@ -104,7 +105,7 @@ def decode_panoptic(camera: CameraRecord) -> tuple[Array, int]:
             size, mode = image.size, image.mode
             if size == wanted and mode in PANOPTIC_MODES:  # only then is anything decoded
                 values = np.asarray(image).astype(np.int64)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except NO_IMAGE:
         raise DataError(f"{name}: expected a PNG, got {len(png)} bytes that cannot be decoded") from None
     if size != wanted or mode not in PANOPTIC_MODES:
         raise DataError(f"{name}: expected 16-bit grey (width, height) {wanted}, got mode {mode} and {size}")
