@@ -116,7 +116,7 @@ def convert_all(run: RunConfig, source: Any, plans: list[SplitPlan], pool: Pool,
 
 def print_plan(source: Any, plans: list[SplitPlan], todo: int, expected: Estimate | None, pool: Pool) -> None:
     """Print how much there is and what it will take."""
-    from mwsis.data.conversion_checks import free_bytes
+    from mwsis.core.files import free_bytes
 
     labels = f" labelled with {', '.join(expected.labels)}" if expected and expected.labels else ""
     counts = getattr(source, "report", None)
@@ -172,8 +172,9 @@ def write_waymo(own: dict[str, str], sizes: list[str], workers: int, shard: tupl
     if own["source"] != "street" or own["verify"] == "true":
         raise ConfigError(f"to={own['to']}: only source=street can be written so, and verify=true is for to=store")
 
+    from mwsis.core.files import free_bytes
     from mwsis.data.conversion import Shard
-    from mwsis.data.conversion_checks import free_bytes, require_space
+    from mwsis.data.conversion_checks import require_space
     from mwsis.data.waymo.street import StreetSensors
     from mwsis.data.waymo.street_files import StreetWorld, sample_street, street_jobs, write_street
     from mwsis.data.workers import worker_pool

@@ -9,13 +9,14 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "write_json"]
+__all__ = ["atomic_write", "existing_folder", "free_bytes", "write_json"]
 
 
 @contextmanager
@@ -61,6 +62,19 @@ def write_json(path: Path | str, obj: Any) -> None:
     text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def existing_folder(folder: Path | str) -> Path:
+    """Return a folder, or the nearest one above it that is there."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def free_bytes(folder: Path | str) -> int:
+    """Return the room on the disk a folder lies on, or will lie on."""
+    return shutil.disk_usage(existing_folder(folder)).free
 
 
 def _plain(value: Any) -> Any:

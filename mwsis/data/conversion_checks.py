@@ -5,13 +5,13 @@ The conversion itself is `conversion.py`.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mwsis.core.errors import ConfigError, DataError
+from mwsis.core.files import free_bytes
 from mwsis.core.frame import Frame
 from mwsis.core.instances import IGNORE
 from mwsis.data.conversion import Job, SplitPlan
@@ -20,7 +20,7 @@ from mwsis.data.manifest import DONE, MANIFEST, Manifest, file_sha256
 from mwsis.data.store import FRAMES, FilePlan, FrameStore, RecordFile, Segment, frame_record, num_bytes
 from mwsis.data.workers import Pool, one_thread, peak_memory
 
-__all__ = ["Estimate", "Verification", "estimate", "free_bytes", "labelled_with", "require_space", "verify"]
+__all__ = ["Estimate", "Verification", "estimate", "labelled_with", "require_space", "verify"]
 
 SAMPLED_FRAMES = 3
 
@@ -132,14 +132,6 @@ def labelled_with(frame: Frame) -> tuple[str, ...]:
         "point classes": truth is not None and bool((truth.semantic_labels != IGNORE).any()),
     }
     return tuple(name for name, there in present.items() if there)
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the room on the disk a folder lies on, or will lie on."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def require_space(needed: int, folder: Path) -> None:

@@ -1,14 +1,12 @@
-"""How every command starts: compose the configuration, say a mistake in one sentence, leave with the right exit code.
+"""The configuration that a command's arguments ask for, and what commands print while they work and at the end.
 
-Light on purpose: a wrong key is refused before torch is imported.
+Light on purpose: a wrong key is refused before torch is imported. How a command is run at all is `command_line.py`.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from mwsis.core.errors import ConfigError, MwsisError, closest_name
+from mwsis.core.errors import ConfigError, closest_name
+from mwsis.training.command_line import run_command, split_arguments
 from mwsis.training.config import RunConfig, register_schemas
 
 __all__ = [
@@ -33,66 +32,11 @@ __all__ = [
 ]
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 HEADLINES = (
     *("mask_ap", "mask_ap50", "mask_ap75", "matched_mask_iou", "matched_box_iou"),
     *("instance_ap", "instance_ap50", "instance_ap25", "miou"),
 )
 """The scores that are printed; `metrics.json` has all."""
-
-
-def run_command(main: Callable[[list[str]], None], description: str) -> None:
-    """Run a command's ``main`` on the command line's ``key=value`` arguments.
-
-    Args:
-        main: takes the arguments; raises `MwsisError` for what the user can put right.
-        description: printed for ``--help``.
-
-    Raises:
-        SystemExit: 0 after help, 2 after a user error, 130 after an interrupt.
-    """
-    arguments = sys.argv[1:]
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(description.strip())
-        raise SystemExit(0)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        main(arguments)
-    except MwsisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
-
-
-def split_arguments(arguments: list[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Separate a command's own keys from overrides of the run configuration.
-
-    Args:
-        arguments: ``key=value`` strings.
-        own: the command's own keys with defaults; a default of ``""`` marks a required key.
-
-    Returns:
-        The own keys with values, and the remaining arguments in order.
-
-    Raises:
-        ConfigError: an argument is no ``key=value``, or a required key is missing.
-    """
-    values, overrides = dict(own), []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"argument '{argument}': expected key=value; see --help")
-        if key in own:
-            values[key] = value
-        else:
-            overrides.append(argument)
-    for key, given in values.items():
-        if given == "":
-            raise ConfigError(f"'{key}=...' is required; see --help")
-    return values, overrides
 
 
 def compose_run(overrides: list[str]) -> DictConfig:
