@@ -17,13 +17,11 @@ Exit code: 0 done, 2 wrong input (one sentence says what), 130 interrupted.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from camera.pretrained_folder import load_pretrained, read_architecture, require_transformers
 from mwsis.core.errors import ConfigError
 from mwsis.training.commands import compose_run, progress_line, run_command, split_arguments
 
@@ -74,21 +72,10 @@ def describe(model: Path, kind: str) -> tuple[str, bool]:
     kinds = ("relative_inverse", "metric")
     if kind not in ("auto", *kinds):
         raise ConfigError(f"kind={kind}: expected {' or '.join(kinds)}, or auto")
-    path = model / "config.json"
-    try:
-        facts = json.loads(path.read_bytes())
-        architecture = str(facts["model_type"])
-    except OSError as error:
-        raise ConfigError(
-            f"model={model}: {path.name} cannot be read ({error.strerror}); give the folder of a depth estimation "
-            "checkpoint for transformers, such as a copy of Depth-Anything-V2-Small-hf"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"model={model}: {path.name}: expected JSON with model_type; copy the checkpoint again"
-        ) from None
-    if find_spec("transformers") is None:
-        raise ConfigError("tools/depth.py needs transformers, which is not installed; install the extra 'depth'")
+    expected = "a depth estimation checkpoint for transformers, such as a copy of Depth-Anything-V2-Small-hf"
+    facts = read_architecture(model, f"model={model}", expected)
+    architecture = str(facts["model_type"])
+    require_transformers("tools/depth.py")
     if kind == "auto":
         said = {"relative": kinds[0], "metric": kinds[1]}.get(str(facts.get("depth_estimation_type")))
         kind = said or KIND_OF.get(architecture, "")
@@ -105,21 +92,13 @@ def load_predictor(model: Path) -> Predict:
     Raises:
         ConfigError: transformers cannot load the checkpoint.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is imported
-
     import torch
-    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        processor: Any = AutoImageProcessor.from_pretrained(model, local_files_only=True)
-        network: Any = AutoModelForDepthEstimation.from_pretrained(model, local_files_only=True).eval().to(device)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"model={model}: transformers cannot load it ({' '.join(str(error).split())})") from None
+    processor, network = load_pretrained(model, f"model={model}", "AutoImageProcessor", "AutoModelForDepthEstimation")
 
     @torch.inference_mode()
     def predict(image: Tensor) -> Tensor:
-        pixels = processor(images=image.permute(1, 2, 0).numpy(), return_tensors="pt").to(device)
+        pixels = processor(images=image.permute(1, 2, 0).numpy(), return_tensors="pt").to(network.device)
         depth: Tensor = network(**pixels).predicted_depth
         return depth.reshape(depth.shape[-2:]).float().cpu()
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from camera import pretrained_folder
 from mwsis.data.depth_files import DepthFolder, DepthWriter
 from tests.data.frames_for_tests import random_frame
 from tools import depth as tool
@@ -30,7 +31,7 @@ def test_arguments_are_checked_first(refused, tmp_path):
 
 
 def test_without_transformers_one_sentence(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "find_spec", lambda name: None)
+    monkeypatch.setattr(pretrained_folder, "find_spec", lambda name: None)
     model = checkpoint(tmp_path / "model", model_type="dpt")
     said = refused("depth", f"model={model}", f"out={tmp_path / 'maps'}")
     assert said == "error: tools/depth.py needs transformers, which is not installed; install the extra 'depth'"
@@ -48,13 +49,13 @@ def test_without_transformers_one_sentence(refused, tmp_path, monkeypatch):
     ],
 )
 def test_what_a_checkpoint_gives(tmp_path, monkeypatch, facts, kind, metric):
-    monkeypatch.setattr(tool, "find_spec", lambda name: True)
+    monkeypatch.setattr(pretrained_folder, "find_spec", lambda name: True)
     model = checkpoint(tmp_path / "small", **facts)
     assert tool.describe(model, kind) == (f"{facts['model_type']} small", metric)
 
 
 def test_an_unknown_checkpoint_must_be_explained(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "find_spec", lambda name: True)
+    monkeypatch.setattr(pretrained_folder, "find_spec", lambda name: True)
     model = checkpoint(tmp_path / "model", model_type="new")
     assert "give kind=relative_inverse|metric" in refused("depth", f"model={model}", f"out={tmp_path / 'maps'}")
 

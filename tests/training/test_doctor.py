@@ -241,7 +241,7 @@ def test_a_run_is_held_against_cores_and_memory(monkeypatch):
     assert machine.cores_suffice(run_with(workers=7))[0] == OK
     state, finding, advice = machine.cores_suffice(run_with(devices=2, workers=8))
     assert (state, advice) == (ADVICE, "set trainer.workers=3")
-    assert finding == "8 cores, and 2 training processes with 8 loading frames each want 18"
+    assert finding == "8 cores, 18 wanted by 2 training processes with 8 loading frames each"
     monkeypatch.setattr(machine, "free_memory", lambda: int(4e9))
     assert machine.memory_suffices(run_with())[0] == OK
     assert machine.memory_suffices(run_with(workers=8))[0] == ADVICE

@@ -22,8 +22,8 @@ from mwsis.core.errors import MwsisError
 __all__ = ["ADVICE", "BROKEN", "OK", "Answer", "Check", "Finding", "advise", "broken", "examine", "ok"]
 
 OK, ADVICE, BROKEN = "ok", "advice", "broken"
-TIMEOUT_S = 300.0
-"""For one check; the slowest, spconv's first import on a machine with a GPU, takes some ten seconds."""
+TIMEOUT_S = 600.0
+"""For one check; the slowest takes ten seconds of computing, which a busy machine may stretch."""
 
 Answer: TypeAlias = tuple[str, str, str]
 """State, what was found, what to do about it ("" where it is ok)."""

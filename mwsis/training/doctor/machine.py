@@ -131,7 +131,7 @@ def cores_suffice(run: RunConfig) -> Answer:
     if wanted > have:
         fitting = max(have // trainer.devices - 1, 0)
         return advise(
-            f"{have} cores, and {_processes(run)} want {wanted}",
+            f"{have} cores, {wanted} wanted by {_processes(run)}",
             f"set trainer.workers={fitting}" if fitting < trainer.workers else "train on fewer devices of this machine",
         )
     if run.data.cache_workers > have:
@@ -146,7 +146,7 @@ def memory_suffices(run: RunConfig) -> Answer:
     """Answer whether the processes of a run fit into the memory that is free."""
     free, trainer = free_memory(), run.trainer
     wanted = trainer.devices * (PROCESS_BYTES + trainer.workers * WORKER_BYTES)
-    said = f"{free / GB:.3g} GB of memory free, and {_processes(run)} take about {wanted / GB:.2g} GB"
+    said = f"{free / GB:.3g} GB of memory free, about {wanted / GB:.2g} GB wanted by {_processes(run)}"
     if free < PROCESS_BYTES:
         return broken(
             f"{said}; not even one process fits", "end other programs, or take a machine or container with more memory"
