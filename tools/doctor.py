@@ -134,7 +134,7 @@ def against_run(run: RunConfig | None, answer: Answer, store: Path | None) -> li
 
     settings, torch_too = ("configuration",), ("configuration", "torch")
     no_store = "give store= a folder of tools/convert.py, or put right what is named, or delete it to have it made anew"
-    unknown = "see what this system says about it"
+    unknown = "this system does not say; a run may work nevertheless"
     return [
         Check("configuration", lambda: answer, AGAIN),
         Check("disk of runs", partial(disk, "runs", "out=..."), unknown, settings),

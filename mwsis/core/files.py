@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old file or the complete new one, never a part.
+"""Writing files so that a reader sees the old file or the complete new one, never a part; and the room there is.
 
 Used by the frame store, the label cache, the vote history, reports and exports. Not here: any file format but JSON.
 """
