@@ -111,7 +111,9 @@ def _apart(check: Check, timeout_s: float) -> Answer:
     sender.close()
     try:
         if not receiver.poll(timeout_s):
-            return broken(f"no answer after {timeout_s:.0f} s", check.if_it_fails)
+            return broken(
+                f"no answer after {timeout_s:.0f} s: it hangs, or other work keeps the machine busy", check.if_it_fails
+            )
         answer: Answer = receiver.recv()
         return answer
     except EOFError:
