@@ -1,12 +1,14 @@
 """Image features at strides 8 to 128: a timm network and a feature pyramid, pixels normalised inside.
 
-Any timm network with feature maps of strides 8, 16 and 32 that takes every image size will do (ResNet, ConvNeXt, Swin,
-and others); it is tried on two small images when it is built. Normalisation of pixels belongs to the weights, so it is
-done here and nowhere else. Detection heads are in `fcos.py`; how the pieces are joined is in `segmentor.py`.
+Any timm network with feature maps of strides 8, 16 and 32 (Mask R-CNN: 4, too) that takes every image size will do
+(ResNet, ConvNeXt, Swin, and others); it is tried on two small images when it is built. Normalisation of pixels belongs
+to the weights, so it is done here and nowhere else. Detection heads are in `fcos.py`; how the pieces are joined is in
+`segmentor.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +41,7 @@ def _create(name: str, pretrained: bool | str, norm: str, pixel_style: str) -> A
 
 
 class ImageBackbone(nn.Module):
-    """Features of strides 8, 16 and 32 from 8-bit RGB images.
+    """Features of some strides, 8, 16 and 32 if not said otherwise, from 8-bit RGB images.
 
     Args:
         name: timm model that can return feature maps, such as ``resnet50``, ``convnext_tiny`` or
@@ -51,6 +53,7 @@ class ImageBackbone(nn.Module):
         frozen_stages: 0 trains everything, 1 freezes the stem and the stride-4 stage, each further one the next stage.
         pixel_style: ``imagenet`` (RGB, mean and deviation of ImageNet), ``half`` (RGB, -1 to 1) or ``caffe`` (BGR,
             mean only). timm's weights have one of the first two; another than theirs is refused.
+        strides: of the maps, pixels, ascending.
 
     Raises:
         ConfigError: unknown name, norm or style, weights that cannot be had or want another style, or a network
@@ -67,6 +70,7 @@ class ImageBackbone(nn.Module):
         norm: str = "batch",
         frozen_stages: int = 0,
         pixel_style: str = "imagenet",
+        strides: Sequence[int] = BACKBONE_STRIDES,
     ) -> None:
         super().__init__()
         if norm not in NORMS:
@@ -75,15 +79,17 @@ class ImageBackbone(nn.Module):
             )
         body = _create(name, pretrained, norm, pixel_style)
         self.body: nn.Module = body
-        strides = list(body.feature_info.reduction())
-        if not set(BACKBONE_STRIDES) <= set(strides):
-            raise ConfigError(f"camera.backbone: expected feature strides 8, 16, 32, got {strides} from '{name}'")
-        self.feature_index = [strides.index(stride) for stride in BACKBONE_STRIDES]
+        self.strides = tuple(strides)
+        given = list(body.feature_info.reduction())
+        if not set(strides) <= set(given):
+            wanted = ", ".join(map(str, strides))
+            raise ConfigError(f"camera.backbone: expected feature strides {wanted}, got {given} from '{name}'")
+        self.feature_index = [given.index(stride) for stride in strides]
         self.channels = [body.feature_info.channels()[index] for index in self.feature_index]
         self.channels_last = getattr(body, "output_fmt", None) == Format.NHWC
         self._require_any_size(name, norm)
         self.norm = norm
-        stages = dict(zip(strides, body.feature_info.module_name(), strict=True))
+        stages = dict(zip(given, body.feature_info.module_name(), strict=True))
         self.frozen_modules = self._stage_modules(name, frozen_stages, stages)
         for module in self.frozen_modules:
             module.requires_grad_(False)
@@ -103,7 +109,7 @@ class ImageBackbone(nn.Module):
         for height, width in TRIAL_SIZES:
             wanted = [
                 (1, depth, height // stride, width // stride)
-                for depth, stride in zip(self.channels, BACKBONE_STRIDES, strict=True)
+                for depth, stride in zip(self.channels, self.strides, strict=True)
             ]
             found: list[tuple[Any, ...]]
             try:
@@ -112,9 +118,9 @@ class ImageBackbone(nn.Module):
                 found = [(str(error).splitlines()[0],)]
             if found != wanted:
                 raise ConfigError(
-                    f"camera.backbone: expected maps of strides 8, 16, 32 for images of any size, got {found} from "
-                    f"'{name}' with camera.norm '{norm}' at {height} x {width}; use camera.norm=batch, or a backbone "
-                    "such as resnet50, convnext_tiny, swin_tiny_patch4_window7_224"
+                    f"camera.backbone: expected maps of strides {', '.join(map(str, self.strides))} for images of any "
+                    f"size, got {found} from '{name}' with camera.norm '{norm}' at {height} x {width}; use "
+                    "camera.norm=batch, or a backbone such as resnet50, convnext_tiny, swin_tiny_patch4_window7_224"
                 )
         self.body.train()
 
@@ -163,7 +169,7 @@ class ImageBackbone(nn.Module):
         return [one.permute(0, 3, 1, 2) for one in picked] if self.channels_last else picked
 
     def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """Return three feature maps, strides 8, 16 and 32, of (I, 3, H, W) uint8 RGB images."""
+        """Return a feature map of each stride of (I, 3, H, W) uint8 RGB images."""
         return self._features(self.normalise(images, sizes))
 
 

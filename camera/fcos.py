@@ -28,6 +28,7 @@ __all__ = [
     "assign_objects",
     "box_iou_aligned",
     "detection_losses",
+    "inside_any",
     "ltrb_to_boxes",
     "norm_groups",
     "pyramid_locations",
@@ -308,7 +309,7 @@ def assign_objects(
     order = key[smallest].argsort()
     gt_index, location_index = gt_index[smallest][order], location_index[smallest][order]
     regions, _, region_image = _stack([one[one.ignore] for one in labels], device)
-    ignored = _inside_any(regions, region_image, locations.xy, len(labels))
+    ignored = inside_any(regions, region_image, locations.xy, len(labels))
     ignored[image[gt_index], location_index] = False
     return Positives(
         image_index=image[gt_index],
@@ -324,8 +325,18 @@ def assign_objects(
     )
 
 
-def _inside_any(regions: Tensor, region_image: Tensor, xy: Tensor, num_images: int) -> Tensor:
-    """Return (I, L) bool: the location lies in a region of the image."""
+def inside_any(regions: Tensor, region_image: Tensor, xy: Tensor, num_images: int) -> Tensor:
+    """Return where locations lie in a region of an image.
+
+    Args:
+        regions: (R, 4) float32 xyxy, pixels, half-open.
+        region_image: (R,) int64 in [0, num_images).
+        xy: (L, 2) float32, pixels.
+        num_images: I.
+
+    Returns:
+        (I, L) bool.
+    """
     inside = ((xy >= regions[:, None, :2]) & (xy < regions[:, None, 2:])).all(-1)
     hits = torch.zeros(num_images, len(xy), device=xy.device)
     return hits.index_add_(0, region_image, inside.float()) > 0

@@ -20,6 +20,7 @@ from camera.matching import Greedy, Matcher
 from camera.refinement import ColorRefinement
 from camera.terms import box_bands
 from mwsis.core.errors import ConfigError, closest_name
+from mwsis.core.frame import BoxMasks
 from mwsis.core.instances import MaskSet
 from mwsis.core.schedule import Ramp
 
@@ -228,7 +229,14 @@ class OfflineMasks:
             _draw(given.masks, row, per_gt)
             weight[row[is_object]] = given.weight[is_object]
             start += int(is_object.sum())
-        return DenseTarget(per_gt, (weight > 0) & (weight >= self.min_weight), weight)
+        return DenseTarget(per_gt, self._trusted(weight), weight)
+
+    def of_boxes(self, masks: Sequence[BoxMasks]) -> tuple[BoxMasks, ...]:
+        """Return given masks as a network with a mask per box learns them: weight 0 where one is not trusted."""
+        return tuple(BoxMasks(one.masks, one.weight * self._trusted(one.weight)) for one in masks)
+
+    def _trusted(self, weight: Tensor) -> Tensor:
+        return (weight > 0) & (weight >= self.min_weight)
 
 
 def _draw(masks: MaskSet, row: Tensor, per_gt: Tensor) -> None:

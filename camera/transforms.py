@@ -106,17 +106,17 @@ class ImageGeometry:
         height, width = self.size
         return moved if self.crop is None else moved.clamp(min=0).minimum(moved.new_tensor([width, height] * 2))
 
-    def apply_masks(self, given: BoxMasks) -> BoxMasks:
-        """Return the masks on the new image at stride 4: the cells that a mask covers by half or more.
+    def apply_masks(self, given: BoxMasks, stride: int = MASK_STRIDE) -> BoxMasks:
+        """Return the masks on the cells of the new image, ``stride`` pixels each, that a mask covers by half or more.
 
         A mask that covers no cell by half gets the cell it covers most. Only crops are touched.
         """
         boxes, crops = [], []
         for index in range(len(given.masks)):
-            box, crop = self._cells(given.masks.crop_boxes[index].tolist(), given.masks.crop(index))
+            box, crop = self._cells(given.masks.crop_boxes[index].tolist(), given.masks.crop(index), stride)
             boxes.append(box)
             crops.append(crop)
-        size = [-(-side // MASK_STRIDE) for side in self.size]
+        size = [-(-side // stride) for side in self.size]
         masks = MaskSet.from_crops(size[0], size[1], torch.tensor(boxes, dtype=torch.int64), crops)
         return BoxMasks(masks, given.weight)
 
@@ -148,7 +148,7 @@ class ImageGeometry:
         _, means = _cover(means.T, start, across, columns)
         return means.T
 
-    def _cells(self, box: list[int], crop: Tensor) -> tuple[list[int], Tensor]:
+    def _cells(self, box: list[int], crop: Tensor, stride: int) -> tuple[list[int], Tensor]:
         """Return the crop box in cells and the covered cells of a mask in recorded pixels."""
         if not bool(crop.any()):
             return [0, 0, 0, 0], torch.zeros(0, 0, dtype=torch.bool)
@@ -159,8 +159,8 @@ class ImageGeometry:
         if self.flipped:
             start, crop = right * across - x2, crop.flip(1)
         rows, columns = self.size
-        first_row, cover = _cover(crop.float(), y1 - upper * down, down, rows)
-        first_column, cover = _cover(cover.T, start, across, columns)
+        first_row, cover = _cover(crop.float(), y1 - upper * down, down, rows, stride)
+        first_column, cover = _cover(cover.T, start, across, columns, stride)
         cover = cover.T
         if not bool(cover.any()):
             return [0, 0, 0, 0], torch.zeros(0, 0, dtype=torch.bool)
@@ -168,7 +168,7 @@ class ImageGeometry:
         return [first_column, first_row, first_column + cells.shape[1], first_row + cells.shape[0]], cells
 
 
-def _cover(maps: Tensor, start: float, ratio: float, length: int) -> tuple[int, Tensor]:
+def _cover(maps: Tensor, start: float, ratio: float, length: int, stride: int = MASK_STRIDE) -> tuple[int, Tensor]:
     """Return the first cell of the new image that the rows touch and the mean over each touched cell, zero beyond them.
 
     Args:
@@ -176,10 +176,11 @@ def _cover(maps: Tensor, start: float, ratio: float, length: int) -> tuple[int, 
         start: recorded pixels, from the edge of the new image.
         ratio: recorded pixels per pixel of the new image.
         length: rows of the new image; what lies beyond its edges is left out.
+        stride: rows of the new image that a cell has.
     """
-    num_rows, cell = len(maps), ratio * MASK_STRIDE
+    num_rows, cell = len(maps), ratio * stride
     first = max(math.floor(start / cell), 0)
-    last = min(math.ceil((start + num_rows) / cell), -(-length // MASK_STRIDE))
+    last = min(math.ceil((start + num_rows) / cell), -(-length // stride))
     if first >= last:
         return 0, maps[:0]
     edge = torch.arange(first, last + 1, dtype=torch.float64) * cell - start

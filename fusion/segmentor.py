@@ -1,13 +1,14 @@
 """The two branches side by side: what is trained, averaged into a teacher, saved and exported.
 
-Nothing is computed here. How the branches teach each other is `step.py`; the branches are `camera.segmentor` and
-`lidar.segmentor`.
+Nothing is computed here. How the branches teach each other is `step.py`; the branches are `camera.segmentor` (or
+`camera.mask_rcnn`) and `lidar.segmentor`.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
+from camera.mask_rcnn import MaskRCNN
 from camera.segmentor import CondInst
 from lidar.segmentor import LidarSegmentor
 
@@ -22,7 +23,7 @@ class MultimodalSegmentor(nn.Module):
         lidar: or None when only the camera branch is trained.
     """
 
-    def __init__(self, camera: CondInst | None, lidar: LidarSegmentor | None) -> None:
+    def __init__(self, camera: CondInst | MaskRCNN | None, lidar: LidarSegmentor | None) -> None:
         super().__init__()
         assert camera is not None or lidar is not None
         self.camera = camera

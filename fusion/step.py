@@ -4,6 +4,7 @@
                      (IPG, matched detections) or such as came with the boxes
     LiDAR student    focal + centre votes on spatial labels (SPG), corrected by the teacher's vote history (PVC) and,
                      on request, by ring segments (RSC)
+                     (Mask R-CNN: losses of its own, on given masks alone)
     cross-modal      LiDAR teacher -> camera student, camera teacher -> LiDAR student on point-pixel pairs (CSCS)
 
 No optimiser, no checkpoint, no configuration file: those are `mwsis.training`. The labels made from boxes come in with
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from camera.condinst import MASK_STRIDE
 from camera.context import DenseTarget, MaskContext, TeacherView
 from camera.copy_paste import CopyPaste, Pasted
+from camera.mask_rcnn import MaskRCNN
 from camera.segmentor import CondInst
-from camera.sources import Learner, MaskSource
+from camera.sources import Learner, MaskSource, OfflineMasks
 from fusion.correspondence import PointPixelPairs, point_pixel_pairs
 from fusion.distillation import border_certainty, camera_to_lidar, class_maps, lidar_to_camera
 from fusion.lidar_depth import unoccluded
@@ -136,9 +138,10 @@ class PretrainingStep(nn.Module):
         self.vote_history = vote_history
         self.mask_source = method.mask_source  # a part of the step, since it may learn
         self.copy_paste = method.copy_paste
+        camera = student.camera
         self.learners = [part for part in self.modules() if isinstance(part, Learner)]
         for learner in self.learners:
-            learner.begin(num_classes, student.camera.mask_head.mask_channels if student.camera is not None else 0)
+            learner.begin(num_classes, camera.mask_head.mask_channels if isinstance(camera, CondInst) else 0)
 
     def losses(self, batch: Batch, progress: float, with_lidar: bool = True) -> dict[str, Tensor]:
         """Return the weighted losses of one batch; their sum is what the student minimises.
@@ -200,8 +203,13 @@ class PretrainingStep(nn.Module):
 
     def _camera_losses(
         self, batch: Batch, pasted: Pasted | None, progress: float, losses: dict[str, Tensor]
-    ) -> CameraPass:
+    ) -> CameraPass | None:
         camera, images = self.student.camera, batch.images
+        if isinstance(camera, MaskRCNN):
+            assert isinstance(self.mask_source, OfflineMasks)
+            given = replace(images.for_student, masks=self.mask_source.of_boxes(images.masks))
+            losses.update({f"camera/{name}": value for name, value in camera.losses(given, progress).items()})
+            return None
         assert camera is not None
         dense = camera.dense(images.for_student)
         positives = camera.assign(dense, images.labels)
@@ -357,7 +365,7 @@ class PretrainingStep(nn.Module):
     @contextmanager
     def _teaching_camera(self) -> Iterator[CondInst]:
         with self._teaching() as teacher:
-            assert teacher.camera is not None
+            assert isinstance(teacher.camera, CondInst)
             yield teacher.camera
 
     @contextmanager

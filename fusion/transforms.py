@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from camera.condinst import MASK_STRIDE
 from camera.transforms import ImageGeometry, ResizeCropFlip, decode_image
 from fusion.depth_maps import DepthSource
 from fusion.lidar_depth import pixel_depth
@@ -60,6 +61,7 @@ class PairedTransform:
         given_masks: what gives training the masks of a frame's boxes; asked by `mwsis.data.dataset.FrameDataset`.
             ``None`` for training from boxes and for evaluation.
         depth: what knows how deep the images' cells lie; ``None`` where no method asks, and for evaluation.
+        mask_stride: pixels per cell of the masks, as the camera network learns them.
 
     Raises:
         ConfigError: the range is empty or ``cameras_per_frame`` below 1.
@@ -79,6 +81,7 @@ class PairedTransform:
     with_depth: bool = False
     given_masks: GivenMasks | None = None
     depth: DepthSource | None = None
+    mask_stride: int = MASK_STRIDE
 
     def __post_init__(self) -> None:
         bounds = list(self.point_cloud_range)
@@ -133,7 +136,7 @@ class PairedTransform:
                 for view, geometry, kept in zip(cameras, geometries, shown, strict=True)
             ),
             masks=tuple(
-                geometry.apply_masks(frame.given_masks[index][kept])
+                geometry.apply_masks(frame.given_masks[index][kept], self.mask_stride)
                 for index, geometry, kept in zip(chosen, geometries, shown, strict=True)
                 if frame.given_masks
             ),

@@ -121,8 +121,8 @@ def _import_run(own: dict[str, str], rest: list[str]) -> None:
     what = own["ckpt"]
     state = read_run_checkpoint(what)
     run = typed(restore_config(state["config"]))
-    if "camera" not in run.method.branches or run.camera.mmdet is not None:
-        raise ConfigError(f"{what}: method '{run.method.name}' trained no camera network of ours")
+    if "camera" not in run.method.branches or run.camera.mmdet is not None or run.camera.mask_rcnn is not None:
+        raise ConfigError(f"{what}: method '{run.method.name}' trained no CondInst of ours")
     models = dict(zip(("teacher", "student"), load_run(state, run, len(state["class_names"]), what), strict=True))
     camera = models[own["weights"]].camera
     assert camera is not None
@@ -175,12 +175,14 @@ def _own_network(settings: dict[str, Any]) -> CondInst:
 
 def _configured_network(overrides: list[str], num_classes: int) -> CondInst:
     """Return the untrained camera branch of a configuration."""
+    from camera.segmentor import CondInst
     from mwsis.training.build import build_segmentor
     from mwsis.training.config import typed
 
     run = typed(compose_run(["method=boxinst", *overrides, "camera.pretrained=false"]))
     network = build_segmentor(run, num_classes).camera
-    assert network is not None
+    if not isinstance(network, CondInst):
+        raise ConfigError("camera: the weights are a CondInst's; take a CondInst such as camera=condinst_r50")
     return network
 
 

@@ -115,12 +115,15 @@ def prepare_run(run: RunConfig, folder: RunFolder) -> Prepared:
     """Open the data set; the first of several processes reads it into the cache."""
     from mwsis.training import launch
     from mwsis.training.build import check_start, check_training
+    from mwsis.training.mask_rcnn import unused_settings
     from mwsis.training.prepare import build_source, importing, prepare
 
     source = build_source(run)
     check_training(run)
     if launch.is_first():
         print_labels(run, source)
+        if unused := unused_settings(run.camera):
+            print(f"warning: {', '.join(unused)}: settings of CondInst, not used with camera.mask_rcnn")
     if not folder.checkpoint.exists():
         check_start(run, len(source.class_names))
     with importing("mwsis.training.run"), launch.in_turns():

@@ -80,7 +80,8 @@ class ImageBatch:
         sizes: (I, 2) int64, height and width of the content.
         original_sizes: (I, 2) int64, height and width of the recorded image.
         labels: I sets of boxes, pixels of the resized image.
-        masks: I sets of masks of these boxes at stride 4, if the configuration lets training see any; else ().
+        masks: I sets of masks of these boxes, at the stride that the camera network learns them at, if the
+            configuration lets training see any; else ().
         strong: (I, 3, H, W) uint8, the same images in other colours, for the student; None where both networks see
             ``images``.
         depth: of the images; None where no method asks, as always at inference.

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from camera.condinst import MASK_STRIDE
 from camera.copy_paste import CopyPaste
+from camera.mask_rcnn import MaskRCNN
 from camera.mmdet_segmentor import build_mmdet
 from camera.mmdet_weights import load_camera_weights
 from camera.segmentor import CondInst, build_condinst
@@ -36,6 +38,7 @@ from mwsis.training.config import (
     instantiated,
 )
 from mwsis.training.lidar_branch import build_lidar, set_bn_momentum
+from mwsis.training.mask_rcnn import build_mask_rcnn, check_mask_rcnn
 from mwsis.training.prepare import labelled_images, ring_classes
 
 __all__ = [
@@ -78,6 +81,8 @@ def check_training(run: RunConfig) -> None:
     if "camera" not in run.method.branches:
         return
     method = build_method(run)
+    if run.camera.mask_rcnn is not None:
+        check_mask_rcnn(method)
     provided = {
         "images": True,
         "teacher": True,  # the student itself where there is no other
@@ -89,7 +94,7 @@ def check_training(run: RunConfig) -> None:
         "depth": run.data.depth is not None,
         "depth_output": run.camera.depth_gate is not None and run.camera.mmdet is None,
     }
-    for where, asker in _asking(method).items():
+    for where, asker in _asking(run, method).items():
         for need in sorted(asker.needs):
             if not provided.get(need, False):
                 remedy = REMEDIES.get(need, f"'{need}', which nothing here provides; known: {', '.join(provided)}")
@@ -101,12 +106,13 @@ def check_training(run: RunConfig) -> None:
         )
 
 
-def _asking(method: Method) -> dict[str, Any]:
+def _asking(run: RunConfig, method: Method) -> dict[str, Any]:
     """Return the parts of a method that need something, by setting; a source only if somebody asks for its masks."""
     asking: dict[str, Any] = {
         f"method.camera_terms.{name}": weighted.term for name, weighted in method.camera_terms.items()
     }
     wanted = any(weighted.needs_target for weighted in method.camera_terms.values())
+    wanted |= run.camera.mask_rcnn is not None
     if method.mask_source is not None and (wanted or method.camera_to_lidar is not None):
         asking["method.mask_source"] = method.mask_source
     if method.copy_paste is not None:
@@ -120,7 +126,7 @@ def _depth_source(run: RunConfig, method: Method) -> DepthSource | None:
     Raises:
         DataError: see `mwsis.data.depth_files.DepthFolder`.
     """
-    if "camera" not in run.method.branches or not any("depth" in part.needs for part in _asking(method).values()):
+    if "camera" not in run.method.branches or not any("depth" in part.needs for part in _asking(run, method).values()):
         return None
     assert run.data.depth is not None
     return LidarDepth() if run.data.depth == "lidar" else FileDepth(DepthFolder(run.data.depth))
@@ -129,11 +135,13 @@ def _depth_source(run: RunConfig, method: Method) -> DepthSource | None:
 def check_start(run: RunConfig, num_classes: int) -> None:
     """Refuse a new run whose first weights are not there or not its; builds the networks once that have any named.
 
+    And Mask R-CNN, whose settings must fit each other.
+
     Raises:
         ConfigError, WeightMismatchError: see `build_segmentor`.
     """
     named = {
-        "camera": bool(run.camera.pretrained) or run.camera.weights is not None or run.camera.mmdet is not None,
+        "camera": any((run.camera.pretrained, run.camera.weights, run.camera.mmdet, run.camera.mask_rcnn)),
         "lidar": run.lidar.weights is not None,
     }
     if branches := [branch for branch in run.method.branches if named[branch]]:
@@ -184,6 +192,7 @@ def build_transform(run: RunConfig, augment: bool) -> PairedTransform:
         with_depth=augment and not run.method.cscs.hidden_pairs,
         given_masks=given_masks(run) if augment and "camera" in run.method.branches else None,
         depth=_depth_source(run, build_method(run)) if augment else None,
+        mask_stride=MASK_STRIDE if run.camera.mask_rcnn is None else MaskRCNN.mask_stride,
     )
 
 
@@ -208,11 +217,17 @@ def build_segmentor(run: RunConfig, num_classes: int, start: bool = True) -> Mul
     with torch.random.fork_rng(devices=[]):
         if "camera" in run.method.branches:
             torch.manual_seed(run.seed * 10 + CAMERA_SEED)
-            camera = (_mmdet_camera if run.camera.mmdet else _own_camera)(run, num_classes, start)
+            camera = _camera(run, num_classes, start)
             set_bn_momentum(camera, run.camera.bn_momentum)
         if "lidar" in run.method.branches:
             lidar = build_lidar(run, num_classes, start)
     return MultimodalSegmentor(camera, lidar)
+
+
+def _camera(run: RunConfig, num_classes: int, start: bool) -> CondInst | MaskRCNN:
+    if run.camera.mask_rcnn is not None:
+        return build_mask_rcnn(run, num_classes, start)
+    return (_mmdet_camera if run.camera.mmdet else _own_camera)(run, num_classes, start)
 
 
 def _own_camera(run: RunConfig, num_classes: int, start: bool) -> CondInst:

@@ -25,6 +25,7 @@ __all__ = [
     "DataConfig",
     "FinetuneConfig",
     "LidarConfig",
+    "MaskRCNNConfig",
     "MethodConfig",
     "RunConfig",
     "TermConfig",
@@ -121,8 +122,24 @@ class BranchOptimConfig:
 
 
 @dataclass
+class MaskRCNNConfig:
+    """Mask R-CNN in the place of CondInst, for training on given masks (method=full); by default as published."""
+
+    # sides of the anchors on the maps of stride 4, 8, 16, 32 and 64, px
+    anchor_sizes: list[float] = field(default_factory=lambda: [32.0, 64.0, 128.0, 256.0, 512.0])
+    # of an image: anchors that proposals learn from, proposals kept, proposals that classes, boxes and masks learn from
+    anchors_per_image: int = 256
+    proposals_train: int = 2000
+    proposals_test: int = 1000
+    boxes_per_image: int = 512
+    # widths of the heads
+    box_channels: int = 1024
+    mask_channels: int = 256
+
+
+@dataclass
 class CameraConfig:
-    """CondInst: FCOS detector with a dynamic mask head."""
+    """CondInst: FCOS detector with a dynamic mask head; or Mask R-CNN."""
 
     backbone: str = "resnet18"
     # ImageNet weights that a new run starts from: true (timm's cache or the network) | a file of timm's weights | false
@@ -139,6 +156,8 @@ class CameraConfig:
     weights: str | None = None
     # an mmdet configuration (CondInst, BoxInst) whose modules are the camera branch (extra `mmdet`); null = ours
     mmdet: str | None = None
+    # Mask R-CNN in the place of CondInst: what only that has; what only CondInst has is then not used. null = CondInst
+    mask_rcnn: MaskRCNNConfig | None = None
     # depth of the shared mask features and width of the mask networks (BoxInst: 16, 8; CondInst: 8, 8; mmdet's BoxInst:
     # 16, 16)
     mask_channels: int = 16
@@ -363,7 +382,11 @@ class RunConfig:
 
 
 def register_schemas() -> None:
-    """Tell hydra the schema, so that a wrong type or key is refused when the configuration is composed."""
+    """Tell hydra the schema, so that a wrong type or key is refused when the configuration is composed.
+
+    Configuration files can ask ``${is_null:${key}}``.
+    """
+    OmegaConf.register_new_resolver("is_null", lambda value: value is None, replace=True)
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
 

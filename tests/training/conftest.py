@@ -16,6 +16,15 @@ SIM_AT_ONCE = (
     "~method.mask_source.inner.mu",
     "~method.mask_source.inner.use_cls",
 )
+MASK_RCNN = (
+    *("camera=mask_rcnn", "camera.backbone=test_resnet", "camera.pretrained=false", "camera.norm=group"),
+    *("camera.frozen_stages=0", "camera.channels=32", "camera.mask_rcnn.anchor_sizes=[8,16,32,64,128]"),
+    *("camera.mask_rcnn.anchors_per_image=64", "camera.mask_rcnn.boxes_per_image=64"),
+    *("camera.mask_rcnn.proposals_train=200", "camera.mask_rcnn.proposals_test=100"),
+    *("camera.mask_rcnn.box_channels=128", "camera.mask_rcnn.mask_channels=32"),
+    *("camera.optim.kind=adamw", "camera.optim.lr=1.5e-3", "camera.optim.clip_norm=5"),
+)
+"""A Mask R-CNN that learns on a CPU."""
 
 
 @pytest.fixture(scope="session")

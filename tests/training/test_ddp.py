@@ -22,7 +22,7 @@ from mwsis.training.checkpoint import read_run_checkpoint
 from mwsis.training.folder import RunFolder
 from mwsis.training.launch import run_processes
 from mwsis.training.run import train
-from tests.training.conftest import SIM_AT_ONCE
+from tests.training.conftest import MASK_RCNN, SIM_AT_ONCE
 from tests.training.kill_stress import last_step
 from tests.training.two_ranks import INTERRUPTED_STEP, SPOILT_STEP, STEPS, spoilt
 
@@ -115,6 +115,28 @@ def test_two_processes_paste_and_learn_prototypes_as_one(tmp_path, compose_tiny,
     held = [torch.load(tmp_path / f"whole-{rank}.pt", weights_only=True) for rank in range(2)]
     for name in ("mask_source.num_updates", "copy_paste.table", "copy_paste.place"):
         assert alone[name].any(), name
+    for name, value in alone.items():
+        assert torch.equal(held[0][name], held[1][name]), f"{name} differs between the processes"
+        torch.testing.assert_close(held[0][name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_two_processes_train_mask_rcnn_as_one(tmp_path, compose_tiny, prepare_tiny, tiny_cache, monkeypatch):
+    shared = (one for one in ARGUMENTS if "method." not in one)
+    settings = ("method=full", "data.supervision=masks", *MASK_RCNN, *shared)
+    run = compose_tiny(*settings)
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainingStep, "losses", spoilt(PretrainingStep.losses))
+        assert train(run, one, prepare_tiny(run))
+    monkeypatch.chdir(PROJECT)
+    asked = ("experiment=smoke", f"data.cache={tiny_cache}", *settings, "trainer.devices=2", f"out={two.root}")
+    assert in_two("whole", tmp_path, *asked) == 0
+    assert_same_losses(one, two)
+    assert max(value for (_, name), value in read_losses(two).items() if name == "camera/mask") > 0
+    alone = read_run_checkpoint(one.checkpoint)["model"]
+    held = [torch.load(tmp_path / f"whole-{rank}.pt", weights_only=True) for rank in range(2)]
     for name, value in alone.items():
         assert torch.equal(held[0][name], held[1][name]), f"{name} differs between the processes"
         torch.testing.assert_close(held[0][name], value, rtol=1e-5, atol=1e-5, msg=name)
