@@ -4,7 +4,8 @@
     uv run tools/points.py data=coco data.root=FOLDER semantic=MAPS semantic_source=wsss out=DIR
     uv run tools/points.py resume=DIR                        continue what was interrupted (ctrl-C saves first)
     uv run tools/train.py method=full data=coco data.root=FOLDER data.source.annotations.train=DIR/boxes.json \\
-        data.masks=DIR/masks.json                            then train on the result (DIR as a whole path)
+        data.masks=DIR/masks.json                            then train on the result (DIR as a whole path); P2Seg's
+                                                             kind of network is camera=mask_rcnn
     uv run tools/train.py method=mixed data.supervision=mixed data=coco data.root=FOLDER data.masks=DIR/masks.json
                                                              where only the images that say so have points
 

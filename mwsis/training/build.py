@@ -135,7 +135,7 @@ def _depth_source(run: RunConfig, method: Method) -> DepthSource | None:
 def check_start(run: RunConfig, num_classes: int) -> None:
     """Refuse a new run whose first weights are not there or not its; builds the networks once that have any named.
 
-    And Mask R-CNN, whose settings must fit each other.
+    Mask R-CNN is built in any case, so that settings of it that do not fit are refused here, too.
 
     Raises:
         ConfigError, WeightMismatchError: see `build_segmentor`.

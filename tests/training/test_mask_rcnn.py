@@ -52,7 +52,8 @@ def test_it_is_built_from_the_configuration(compose_tiny):
 def test_the_published_one_has_the_published_network(compose_tiny):
     run = compose_tiny(*FULL, "camera=mask_rcnn", "camera.pretrained=false")
     camera = build_segmentor(run, 80).camera
-    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=81)
+    with torch.device("meta"):
+        theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=81)
     for ours, other in (
         (camera.pyramid, theirs.backbone.fpn),
         (camera.rpn, theirs.rpn),
@@ -94,7 +95,6 @@ def test_other_methods_are_refused_before_training(compose_tiny, overrides, said
         ("camera.mmdet=config.py", r"camera.mmdet: that is for CondInst"),
         ("camera.mask_rcnn.anchor_sizes=[8]", r"anchor_sizes: expected 5 sides in pixels"),
         ("camera.pretrained=/nowhere.pt", r"camera.pretrained: /nowhere.pt: no such file"),
-        ("camera.backbone=vgg11", r"camera.backbone: expected"),
     ],
 )
 def test_settings_are_refused_before_training(compose_tiny, setting, said):
