@@ -3,6 +3,7 @@
     uv run tools/label.py data=kitti data.root=FOLDER out=DIR
     uv run tools/label.py data=street out=DIR method=spg
     uv run tools/label.py data=kitti data.root=FOLDER out=DIR boxes3d=true
+    uv run tools/label.py data=kitti data.root=FOLDER out=DIR export=[kitti,nuscenes]
 
 method= says how, by default as the configuration does (spg_default): frustum (every point in a box), clustering (the
 largest cluster of each box), spg (MWSIS as published), spg_default (ours). It stands for settings of method.* and
@@ -20,6 +21,9 @@ the objects, and DIR/quality.png, the worst objects of the method that was writt
 boxes3d=true fits an amodal 3D box to each object's labelled points and writes DIR/boxes: KITTI labels with their
 calibration, OpenPCDet infos (a pickle: load none from people you do not trust), a Waymo Objects file; what is in them
 is in DIR/boxes/boxes.json. Headings are known up to half a turn. Their overlap with true boxes is in quality.json.
+
+export= also writes the labels as other data sets have them, to DIR/export_<format>: kitti (SemanticKITTI .label with
+its own class numbers), nuscenes (lidarseg .bin), waymo (SegmentationFrameList; frames that have range images).
 
 Exit code: 0 done, 2 wrong input (one sentence says what), 130 interrupted; the same command starts again and finds what
 was read and labelled before.
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from mwsis.training.config import RunConfig
     from mwsis.training.prepare import Split
 
-OWN = {"out": "", "method": "null", "boxes3d": "false"}
+OWN = {"out": "", "method": "null", "boxes3d": "false", "export": "null"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "frustum": {"spg": False},
     "clustering": {"spg": True, "spg_rings": False, "labels": "published"},
@@ -67,23 +71,29 @@ def main(arguments: list[str]) -> None:
 
     from mwsis.data.label_files import LabelWriter
     from mwsis.evaluation.label_quality import LabelQuality
+    from mwsis.export.labels.exporter import LabelledFrame
+    from mwsis.export.labels.formats import ExportSet, format_names
     from mwsis.training.config import typed
     from mwsis.training.label_scores import score_labels
     from mwsis.training.prepare import build_source, label_method_of, prepare
 
     run = typed(config)
-    prepared = prepare(run, build_source(run), progress_line)
-    source, method, splits = prepared.source, label_method_of(run.method), [prepared.train]
+    source = build_source(run)
+    exports = ExportSet(format_names(own["export"]), out, source, made=("points",))
+    prepared = prepare(run, source, progress_line)
+    method, splits = label_method_of(run.method), [prepared.train]
     if run.data.val_split != run.data.train_split:
         splits.append(prepared.val)
     for name in ("quality.json", "quality.png"):
         (out / name).unlink(missing_ok=True)
     writer, quality = LabelWriter(out / "labels", source.class_names), LabelQuality(source.class_names)
     boxes = BoxLabels(out / "boxes", source) if own["boxes3d"] == "true" else None
+    exports.begin()
     total, done = sum(len(split.frames) for split in splits), 0
     for split in splits:
         for frame, made in zip(split.frames, split.labels, strict=True):
             writer.add(frame.frame_id, made.pseudo)
+            exports.add(LabelledFrame(frame, made.pseudo, None))
             score_labels(quality, frame, run.data.radii)
             if boxes is not None:
                 boxes.add(frame, made.pseudo)
@@ -95,6 +105,8 @@ def main(arguments: list[str]) -> None:
     if boxes is not None:
         boxes.finish(facts)
         print(f"3D boxes: {out / 'boxes'} (fitted to these labels)")
+    for sentence in exports.finish(facts):
+        print(sentence)
     write_quality(quality, boxes, method, splits, run, out)
     if source.name.startswith("waymo"):
         print(LICENCE_NOTE)

@@ -214,6 +214,18 @@ class CocoSource:
         unknown = sum(any(box is None for _, box in self._boxes(split, image)) for image in images)
         return {kind: counts[kind] for kind in (MASKS, BOXES, POINTS)} | {"unknown_extent": unknown}
 
+    def category_ids(self, split: str) -> list[int]:
+        """Return the id of each class's category in a split's annotation file, of several that count as it the first.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        self._listed(split)
+        first: dict[int, int] = {}
+        for category, label in self._label_of[split].items():
+            first.setdefault(label, category)
+        return [first[label] for label in range(len(self.class_names))]
+
     def read(self, frame_id: str) -> Frame:
         """Return one image as a frame.
 

@@ -21,6 +21,7 @@ from mwsis.training.run import load_run
 __all__ = ["evaluate_run", "for_protocol", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
+OnFound = Callable[[FramePrediction], None]
 
 
 def evaluate_run(
@@ -30,6 +31,7 @@ def evaluate_run(
     what: str,
     on_progress: OnProgress,
     protocol: Protocol = OURS,
+    on_found: OnFound = lambda prediction: None,
 ) -> tuple[dict[str, Any], list[FramePrediction]]:
     """Return the content of ``metrics.json`` (without ``wall_s``) and the teacher's predictions to be drawn.
 
@@ -40,11 +42,18 @@ def evaluate_run(
         what: names the checkpoint in errors.
         on_progress: called with (what, done, total).
         protocol: what counts as ground truth.
+        on_found: called with the teacher's prediction of each frame, in order.
     """
     names = prepared.source.class_names
     teacher, student = load_run(state, run, len(names), what)
     shown: list[FramePrediction] = []
-    scores = {"teacher": _scored(run, teacher, prepared, protocol, partial(on_progress, "evaluate teacher"), shown)}
+
+    def keep(prediction: FramePrediction) -> None:
+        on_found(prediction)
+        if len(shown) < run.trainer.report_frames:
+            shown.append(prediction)
+
+    scores = {"teacher": _scored(run, teacher, prepared, protocol, partial(on_progress, "evaluate teacher"), keep)}
     scores["student"] = scores["teacher"]
     if student is not teacher:
         scores["student"] = _scored(run, student, prepared, protocol, partial(on_progress, "evaluate student"))
@@ -76,16 +85,16 @@ def _scored(
     prepared: Prepared,
     protocol: Protocol,
     on_progress: Callable[[int, int], None],
-    shown: list[FramePrediction] | None = None,
+    on_found: OnFound | None = None,
 ) -> dict[str, Any]:
-    """Return a model's scores on the validation split; ``shown`` receives the predictions of the first frames."""
+    """Return a model's scores on the validation split; ``on_found`` receives its predictions."""
     names, transform = prepared.source.class_names, build.build_transform(run, augment=False)
     rsc = ring_classes(run) if run.method.rsc else ()
     scores = SplitScores(names, protocol)
     for prediction in predict(model, prepared.val.frames, prepared.val.labels, transform, rsc, on_progress):
         scores.add(prediction)
-        if shown is not None and len(shown) < run.trainer.report_frames:
-            shown.append(prediction)
+        if on_found is not None:
+            on_found(prediction)
     return scores.compute()
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from mwsis.training.commands import run_command
 from tools import evaluate, export
 
+FORMATS = ("coco", "labelme", "kitti", "nuscenes")
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -65,6 +66,39 @@ def test_evaluate_again_gives_the_same_scores(tiny_run, tmp_path):
     again, first = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, tiny_run))
     assert again["camera"] == first["camera"]
     assert again["lidar"] == first["lidar"]
+
+
+@pytest.mark.slow
+def test_evaluate_exports_what_the_teacher_found(tiny_run, tmp_path, run_tool):
+    checkpoint = f"ckpt={tiny_run / 'checkpoints/last.ckpt'}"
+    code, printed, _ = run_tool("evaluate", checkpoint, f"out={tmp_path}", "export=[coco,labelme,kitti,nuscenes]")
+    assert code == 0
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("export ")] == [
+        *("coco:", "labelme:", "kitti:", "nuscenes:")
+    ]
+    assert "note:" not in printed
+    pages = {name: json.loads((tmp_path / f"export_{name}" / "export.json").read_text()) for name in FORMATS}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for page in pages.values():
+        assert page["source"] == {"name": "street", "fingerprint": metrics["data"]["fingerprint"]}
+        assert page["method"] == {"name": "mwsis", "network": "teacher", "steps": 12}
+        assert len(page["frames"]) == metrics["data"]["val_frames"]
+    results = json.loads((tmp_path / "export_coco" / "results.json").read_text())
+    assert len(results) > 0
+    for frame_id, entry in pages["kitti"]["frames"].items():
+        codes = np.fromfile(tmp_path / "export_kitti" / entry["file"], "<u4")
+        bytes_of = np.fromfile(tmp_path / "export_nuscenes" / pages["nuscenes"]["frames"][frame_id]["file"], np.uint8)
+        assert len(codes) == len(bytes_of) == entry["num_points"]
+        pairs = set(zip((codes & 0xFFFF).tolist(), bytes_of.tolist(), strict=True))
+        assert pairs <= {(0, 0), (99, 29), (10, 17), (30, 2), (31, 14)}
+
+
+@pytest.mark.slow
+def test_evaluate_refuses_exports_before_any_work(tiny_run, tmp_path, refused):
+    checkpoint, out = f"ckpt={tiny_run / 'checkpoints/last.ckpt'}", tmp_path / "out"
+    assert "did you mean 'labelme'" in refused("evaluate", checkpoint, f"out={out}", "export=labelm")
+    assert "no range images of Waymo's" in refused("evaluate", checkpoint, f"out={out}", "export=waymo")
+    assert not out.exists()
 
 
 @pytest.mark.slow

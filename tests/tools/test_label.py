@@ -134,6 +134,20 @@ def test_boxes_in_three_formats_fitted_to_the_labels_and_scored(labelled, folder
     assert "ap_bev_50" in capsys.readouterr().out
 
 
+def test_exports_hold_the_same_labels(labelled, capsys):
+    out = labelled("export=[kitti,nuscenes]")
+    printed = capsys.readouterr().out
+    assert f"export kitti: {out / 'export_kitti'} (3 frames)" in printed
+    index = json.loads((out / "export_kitti" / "export.json").read_text())
+    assert index["method"]["name"] == "spg_default"
+    for frame_id, entry in index["frames"].items():
+        made = read_labels(out / "labels" / f"{frame_id}.label")
+        codes = np.fromfile(out / "export_kitti" / entry["file"], "<u4")
+        assert ((codes & 0xFFFF == 10) == (made.semantic_labels == 0).numpy()).all()
+        assert ((codes >> 16).astype(int) - 1 == made.instance_ids.numpy()).all()
+        assert (codes & 0xFFFF == 10).sum() > 0
+
+
 def test_no_boxes_unless_asked_for(labelled):
     out = labelled()
     assert not (out / "boxes").exists()
@@ -173,6 +187,8 @@ def test_waymo_labels_carry_the_licence_note():
         (("method.labels=ours",), ("method.labels", "ours")),
         (("boxes3d=yes",), ("boxes3d=yes", "true or false")),
         (("method.spg_rings=false",), ("method.spg_rings", "method.labels=published")),
+        (("export=coco",), ("export=coco", "only points are made")),
+        (("export=semantickitti",), ("export=semantickitti", "did you mean 'kitti'")),
     ],
 )
 def test_wrong_methods(refused, folder, tmp_path, arguments, words):
