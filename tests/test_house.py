@@ -57,3 +57,14 @@ def test_a_foreign_lidar_package_is_noticed(tmp_path):
     assert done.returncode != 0
     assert "package 'lidar' resolves to" in done.stderr.splitlines()[-1]
     assert "uninstall the foreign 'lidar' package" in done.stderr.splitlines()[-1]
+
+
+def test_viewers_are_imported_in_one_file_each():
+    importing = {"rerun": set(), "open3d": set()}
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for package in {name.partition(".")[0] for name in names} & importing.keys():
+                importing[package].add(str(path.relative_to(PROJECT)))
+    assert importing == {"rerun": {"mwsis/report/rerun_sink.py"}, "open3d": {"mwsis/report/open3d_sink.py"}}
