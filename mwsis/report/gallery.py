@@ -54,7 +54,9 @@ def _camera(prediction: FramePrediction, index: int, class_names: Sequence[str])
         if prediction.detections is None
         else draw_image(image, class_names=class_names, detections=prediction.detections[index]),
         truth=None if truth is None else draw_image(image, class_names=class_names, truth=truth),
-        points=draw_image(
+        points=None
+        if not len(point)
+        else draw_image(
             image,
             class_names=class_names,
             boxes=view.labels,
@@ -67,13 +69,15 @@ def _camera(prediction: FramePrediction, index: int, class_names: Sequence[str])
 def _birds_eye_views(
     prediction: FramePrediction, point_cloud_range: Sequence[float], class_names: Sequence[str]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return ground truth, pseudo labels and prediction from above, one object in one colour."""
+    """Return ground truth, pseudo labels and prediction from above, one object in one colour; None: empty."""
     xyz = prediction.frame.points.xyz[prediction.point_index]
     gt, pseudo, found = prediction.gt_points, prediction.pseudo, prediction.points
     reference = gt.instance_ids if gt is not None else pseudo.instance_ids
     truth = prediction.frame.truth
 
-    def draw(labels: PointLabels, boxes3d: Tensor | None = None) -> Tensor:
+    def draw(labels: PointLabels, boxes3d: Tensor | None = None) -> Tensor | None:
+        if not len(xyz) and (boxes3d is None or not len(boxes3d)):
+            return None
         return draw_birds_eye(xyz, labels, point_cloud_range, class_names=class_names, boxes3d=boxes3d)
 
     return (

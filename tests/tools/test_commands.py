@@ -167,7 +167,7 @@ def test_unknown_export_target(refused, tmp_path):
     assert "did you mean 'openpcdet'" in refused("export", "ckpt=x", "to=openpcdt", f"out={tmp_path}")
 
 
-@pytest.mark.parametrize("tool", ["train", "evaluate", "label", "export"])
+@pytest.mark.parametrize("tool", ["train", "evaluate", "label", "export", "show"])
 def test_help_explains(tool, monkeypatch, capsys):
     module = importlib.import_module(f"tools.{tool}")
     monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", "--help"])
