@@ -53,6 +53,8 @@ class RerunSink:
         self._num_frames = 0
         self._layers: dict[str, None] = {}
         self._cameras: dict[str, None] = {}
+        self._shown: set[str] = set()
+        self._earlier: set[str] = set()
 
     def begin(self) -> None:
         """Log what is the same in all frames."""
@@ -65,7 +67,7 @@ class RerunSink:
         """Log one frame; what an earlier one had and this has not is gone."""
         frame, rr = prediction.frame, self._rr
         self.recording.set_time(TIMELINE, sequence=self._num_frames)
-        self._log(VEHICLE, rr.Clear(recursive=True))
+        self._shown, self._earlier = set(), self._shown
         self._log("frame_id", rr.TextDocument(frame.frame_id))
         if len(frame.points):
             for layer in sweep_layers(prediction, self._class_names):
@@ -81,6 +83,8 @@ class RerunSink:
                 self._log_masks(f"{place}/gt_masks", image.masks, labels)
             if prediction.detections is not None:
                 self._log_detections(place, prediction.detections[index])
+        for gone in sorted(self._earlier - self._shown):
+            self.recording.log(gone, rr.Clear(recursive=False))
         self._num_frames += 1
 
     def finish(self) -> None:
@@ -89,7 +93,7 @@ class RerunSink:
 
         shared = [f"+ {VEHICLE}/cameras/**", f"+ {VEHICLE}/boxes3d"]
         views = [
-            rrb.Spatial3DView(name=name, origin=VEHICLE, contents=[*shared, f"+ {VEHICLE}/sweep/{name}"])
+            rrb.Spatial3DView(name=name, origin=VEHICLE, contents=[*shared, f"+ {VEHICLE}/sweep/{name}/**"])
             for name in self._layers
         ]
         cameras = [rrb.Spatial2DView(name=place.rpartition("/")[2], origin=place) for place in self._cameras]
@@ -99,6 +103,8 @@ class RerunSink:
         self.recording.flush()
 
     def _log(self, place: str, what: Any, static: bool = False) -> None:
+        if not static:
+            self._shown.add(place)
         self.recording.log(place, what, static=static)
 
     def _log_layer(self, xyz: Tensor, layer: Layer) -> None:
@@ -108,7 +114,7 @@ class RerunSink:
             legend = [(row, name or None, colour) for row, (name, colour) in enumerate(layer.palette)]
             self._log(place, rr.AnnotationContext(legend), static=True)
         ids = layer.index.numpy().astype(np.uint16)
-        self._log(place, rr.Points3D(xyz.numpy(), class_ids=ids, radii=POINT_RADIUS, show_labels=False))
+        self._log(f"{place}/points", rr.Points3D(xyz.numpy(), class_ids=ids, radii=POINT_RADIUS, show_labels=False))
 
     def _log_boxes3d(self, truth: FrameTruth) -> None:
         boxes = truth.boxes3d.double().numpy()

@@ -16,6 +16,8 @@ from mwsis.report.sweep_layers import sweep_layers
 from tests.data.frames_for_tests import random_frame
 from tests.export.labels.labelled import CLASSES, labelled
 
+GT_LAYERS = ("gt_class", "gt_instance", "pseudo_error")
+
 
 def shown(seed: int) -> FramePrediction:
     made = labelled(random_frame(seed), seed)
@@ -63,7 +65,7 @@ def test_the_recording_holds_everything(recording):
     path, _ = recording
     entities = {chunk.entity_path for chunk in chunks_of(path)}
     for name in ("gt_class", "gt_instance", "pseudo_class", "pseudo_instance", "pseudo_error"):
-        assert f"/vehicle/sweep/{name}" in entities
+        assert f"/vehicle/sweep/{name}/points" in entities
     assert "/vehicle/boxes3d" in entities
     for camera in ("CAM_0", "CAM_1"):
         for part in ("image", "boxes", "predicted_masks", "predicted_boxes"):
@@ -74,8 +76,8 @@ def test_the_recording_holds_everything(recording):
 def test_points_and_classes_read_back(recording):
     path, frames = recording
     chunks = chunks_of(path)
-    positions = dict(columns(chunks, "/vehicle/sweep/pseudo_class", "positions"))
-    classes = dict(columns(chunks, "/vehicle/sweep/pseudo_class", "class_ids"))
+    positions = dict(columns(chunks, "/vehicle/sweep/pseudo_class/points", "positions"))
+    classes = dict(columns(chunks, "/vehicle/sweep/pseudo_class/points", "class_ids"))
     assert positions.keys() == classes.keys() == {0, 1}
     for step, frame in enumerate(frames):
         assert np.array_equal(np.array(positions[step], np.float32), frame.frame.points.xyz.numpy())
@@ -93,6 +95,18 @@ def test_boxes_and_images_read_back(recording):
     assert np.allclose(centres[0], frames[0].frame.truth.boxes3d[:, :3].numpy())
     blobs = dict(columns(chunks, "/vehicle/cameras/CAM_1/image", "blob"))
     assert [bytes(blobs[step][0]) for step in (0, 1)] == [frame.frame.cameras[1].image for frame in frames]
+
+
+def test_what_a_frame_lacks_is_cleared_and_nothing_else(recording):
+    """Otherwise a viewer goes on showing what an earlier frame had."""
+    path, _ = recording
+    cleared = [
+        (chunk.entity_path, chunk.to_record_batch()["frame"].to_pylist())
+        for chunk in chunks_of(path)
+        if any("is_recursive" in name for name in chunk.to_record_batch().schema.names)
+    ]
+    gone = ["boxes3d", "cameras/CAM_0/gt_masks", *(f"sweep/{name}/points" for name in GT_LAYERS)]
+    assert sorted(cleared) == sorted((f"/vehicle/{place}", [1]) for place in gone)
 
 
 def test_a_failure_leaves_no_recording(tmp_path):
