@@ -17,10 +17,11 @@ import numpy as np
 from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import CameraView, Frame, LidarGeometry
 from mwsis.core.geometry import CameraModel
+from mwsis.data.frame_parts import pixel_map
 from mwsis.data.street.render import CameraRays, encode_jpeg, render
 from mwsis.data.street.rig import CAMERA_NAMES, LidarRig, camera_rig
 from mwsis.data.street.scene import Scene, make_scene
-from mwsis.data.street.sweep import pixel_map, scan
+from mwsis.data.street.sweep import scan
 from mwsis.data.street.truth import frame_truth, image_truth
 
 __all__ = ["GENERATOR_VERSION", "StreetSource"]

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mwsis.core.frame import PixelMap, PointCloud
-from mwsis.core.geometry import CameraModel
+from mwsis.core.frame import PointCloud
 from mwsis.data.street.materials import REFLECTIVITY, Material
 from mwsis.data.street.rays import STEP_PAST
 from mwsis.data.street.rig import LidarRig
@@ -25,11 +23,9 @@ __all__ = [
     "BEAM_EDGE",
     "MAX_RANGE",
     "RANGE_NOISE",
-    "SLOTS",
     "Echoes",
     "Sweep",
     "elongations",
-    "pixel_map",
     "scan",
     "sift",
     "trace_beams",
@@ -49,7 +45,6 @@ PANE_RETURN = 0.12
 MAX_PANES = 4
 FAINT, FAINT_DROP = 0.05, 0.006
 """Returns of this strength drop out with probability one half; share of all returns that drop out regardless."""
-SLOTS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,22 +193,3 @@ def sift(
     strength = strength * rng.uniform(0.85, 1.15, len(heard))
     noisy = distance + rng.normal(0, noise, len(heard))
     return pixels[heard], echo.face[heard], noisy, strength, np.full(len(heard), index, np.int8)
-
-
-def pixel_map(xyz: Tensor, cameras: tuple[CameraModel, ...]) -> PixelMap:
-    """Return the pixels each point falls on in the first two cameras whose image it lies in, hidden or not.
-
-    Args:
-        xyz: (N, 3) float32, metres, vehicle frame.
-        cameras: the rig.
-    """
-    uv = torch.zeros(len(xyz), SLOTS, 2)
-    index = torch.full((len(xyz), SLOTS), -1, dtype=torch.int8)
-    used = torch.zeros(len(xyz), dtype=torch.int64)
-    for number, camera in enumerate(cameras):
-        pixel_uv, _, visible = camera.project(xyz)
-        chosen = (visible & (used < SLOTS)).nonzero()[:, 0]
-        slot = used[chosen]
-        uv[chosen, slot], index[chosen, slot] = pixel_uv[chosen], number
-        used[chosen] += 1
-    return PixelMap(uv, index)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from mwsis.core.geometry import CameraModel
+from mwsis.data.frame_parts import pixel_map
 from mwsis.data.street.rig import LidarRig
 from mwsis.data.street.scene import World
 from mwsis.data.street.shapes import Array
-from mwsis.data.street.sweep import BEAM_EDGE, MAX_RANGE, elongations, pixel_map, sift, trace_beams, two_returns
+from mwsis.data.street.sweep import BEAM_EDGE, MAX_RANGE, elongations, sift, trace_beams, two_returns
 from mwsis.data.waymo.record import LidarName, LidarRecord, LidarReturn
 from mwsis.data.waymo.street_motion import roll_pitch_yaw
 
