@@ -5,12 +5,15 @@
     uv run tools/convert.py source=waymo_v1 root=FOLDER out=DIR workers=16
     uv run tools/convert.py source=waymo_v1 root=FOLDER out=DIR shard=0/40    # one of 40 jobs of an array
     uv run tools/convert.py source=waymo_v1 root=FOLDER out=DIR verify=true   # read everything again
+    uv run tools/convert.py source=custom root=FOLDER validate=true           # say all that is wrong, write nothing
 
 Afterwards `tools/train.py data=kitti data.root=FOLDER data.cache=DIR` opens what is there and reads no frame of the
 data set again. Settings that decide frames or labels (data.source.*, data.radii, method=...) are given alike to both.
 
 workers=N (default: one per core), parallel=processes|dask|ray (a cluster at DASK_SCHEDULER_ADDRESS or RAY_ADDRESS),
-shard=i/n (every n-th segment; the run that completes the last one finishes the store), verify=true.
+shard=i/n (every n-th segment; the run that completes the last one finishes the store), verify=true. validate=true reads
+every file of one's own recordings (docs/own_data.md) and lists its problems with file and line or field, at most 20 of
+a kind; other data sets are checked whenever they are opened, up to the first problem.
 
 The street world as Waymo files, of any size:
 
@@ -30,7 +33,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mwsis.core.errors import ConfigError, closest_name
+from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.training.commands import compose_run, progress_line, run_command, split_arguments
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ OWN = {
     "parallel": "processes",
     "shard": "0/1",
     "verify": "false",
+    "validate": "false",
 }
 TARGETS = ("store", "waymo_v1", "waymo_v2")
 EXIT_SKIPPED = 3
@@ -69,10 +73,11 @@ LICENCE_NOTE = (
 
 def main(arguments: list[str]) -> None:
     """Say what it will take, convert, say what was left out."""
-    own, overrides = split_arguments(arguments, OWN)
+    own, overrides = split_arguments(arguments, {**OWN, "out": "null"} if "validate=true" in arguments else OWN)
     if own["to"] not in TARGETS:
         raise ConfigError(f"to={own['to']}: no such target{closest_name(own['to'], TARGETS)}")
-    workers, shard, check = number_of_workers(own["workers"]), shard_of(own["shard"]), truth_of(own["verify"])
+    workers, shard = number_of_workers(own["workers"]), shard_of(own["shard"])
+    check, validate = truth_of("verify", own["verify"]), truth_of("validate", own["validate"])
     if own["to"] != "store":
         write_waymo(own, overrides, workers, shard)
         return
@@ -85,6 +90,9 @@ def main(arguments: list[str]) -> None:
     from mwsis.training.prepare import build_source, plan_run
 
     run = typed(config)
+    if validate:
+        explain_all(run)
+        return
     source = build_source(run)
     plans = plan_run(run, source)
     with worker_pool(workers, own["parallel"]) as pool:
@@ -94,6 +102,25 @@ def main(arguments: list[str]) -> None:
             convert_all(run, source, plans, pool, shard)
     if source.name.startswith("waymo"):
         print(LICENCE_NOTE)
+
+
+def explain_all(run: RunConfig) -> None:
+    """List everything that is wrong with a data set, or say what it holds."""
+    from mwsis.data.source import Explained
+    from mwsis.training.config import instantiated
+
+    source = instantiated(run.data.source, "data.source")
+    if not isinstance(source, Explained):
+        raise ConfigError("validate=true: only source=custom lists all of its problems; the others name the first")
+    problems = source.problems(lambda done, total: progress_line("look", done, total))
+    for sentence in problems.sentences():
+        print(f"problem: {sentence}", file=sys.stderr)
+    if len(problems):
+        raise DataError(f"{run.data.root}: problems: {len(problems):,}; mend them and run the same command again")
+    for split in (run.data.train_split, run.data.val_split):
+        print(f"{split}: {len(source.frame_ids(split))} frames")
+        print_counts(source, split)
+    print(f"valid: {run.data.root}")
 
 
 def convert_all(run: RunConfig, source: Any, plans: list[SplitPlan], pool: Pool, shard: tuple[int, int]) -> None:
@@ -119,14 +146,9 @@ def print_plan(source: Any, plans: list[SplitPlan], todo: int, expected: Estimat
     from mwsis.core.files import free_bytes
 
     labels = f" labelled with {', '.join(expected.labels)}" if expected and expected.labels else ""
-    counts = getattr(source, "report", None)
     for plan in plans:
         print(f"{plan.name}: {len(plan.frames.segments)} segments, {plan.frames.num_frames} frames{labels}")
-        if counts:
-            print(
-                f"  {source.root}: "
-                + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts(plan.name).items())
-            )
+        print_counts(source, plan.name)
     print(f"to do: {todo} segments on {pool.count} {pool.kind}")
     if expected:
         free = free_bytes(plans[0].frames.root)
@@ -135,6 +157,14 @@ def print_plan(source: Any, plans: list[SplitPlan], todo: int, expected: Estimat
             f"of {free / 1e9:.3g} GB free, {expected.worker_bytes / 1e9:.3g} GB memory per worker "
             f"(measured on the first frames of {expected.sampled})"
         )
+
+
+def print_counts(source: Any, split: str) -> None:
+    """Print what a data set counts in a split, where it does."""
+    counts = getattr(source, "report", None)
+    if counts:
+        said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts(split).items())
+        print(f"  {source.root}: {said}")
 
 
 def print_result(plans: list[SplitPlan], done: Conversion, home: Path) -> None:
@@ -232,10 +262,10 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def truth_of(text: str) -> bool:
+def truth_of(key: str, text: str) -> bool:
     """Return what ``true`` or ``false`` says."""
     if text not in ("true", "false"):
-        raise ConfigError(f"verify={text}: expected true or false")
+        raise ConfigError(f"{key}={text}: expected true or false")
     return text == "true"
 
 

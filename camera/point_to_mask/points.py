@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mwsis.core.errors import ConfigError, DataError
-from mwsis.data.coco import class_groups, labels_by_category
+from mwsis.data.classes import class_groups, labels_by_category
 from mwsis.data.coco_json import POINTS, supervision_of
 
 __all__ = ["POINT_KINDS", "ImagePoints", "PointedImage", "drifted", "read_categories", "read_points"]

@@ -27,6 +27,7 @@ from mwsis.core.frame import (
 )
 from mwsis.core.geometry import CameraModel
 from mwsis.core.instances import IGNORE, Boxes2D, MaskSet
+from mwsis.data.classes import class_groups, labels_by_category
 from mwsis.data.coco_json import (
     BOXES,
     MASKS,
@@ -40,7 +41,14 @@ from mwsis.data.coco_json import (
 from mwsis.data.given_masks import MaskFile
 from mwsis.data.image_files import image_size
 
-__all__ = ["CocoSource", "annotation_file", "class_groups", "labels_by_category"]
+__all__ = [
+    "CocoSource",
+    "annotation_file",
+    "as_given",
+    "corners_inside",
+    "labelled_boxes",
+    "masks_of",
+]
 
 READER_VERSION = 1
 """Part of the fingerprint: raise it when the frames read from unchanged files change."""
@@ -240,15 +248,13 @@ class CocoSource:
         encoded = path.read_bytes()
         _require_size(path, encoded, image)
         kept = self._kept(split, image)
-        crowd = torch.tensor([one.crowd for one, _ in kept], dtype=torch.bool)
-        boxes = torch.tensor([box for _, box in kept], dtype=torch.float32).reshape(-1, 4)
-        labels = torch.tensor([self._label_of[split][one.category] for one, _ in kept], dtype=torch.int64)
-        given = Boxes2D(boxes, torch.where(crowd, IGNORE, labels), crowd)
+        labelled = labelled_boxes(kept, self._label_of[split])
+        given = as_given(labelled)
         if any(box is None for _, box in self._boxes(split, image)):
             given = _with_everything_ignored(given, image)
         truth = None
         if listed.has_truth(image):
-            truth = _truth(Boxes2D(boxes, labels, crowd), _masks(listed, image, [one for one, _ in kept]))
+            truth = _truth(labelled, masks_of(listed, image, [one for one, _ in kept]))
         return Frame(
             frame_id=frame_id,
             segment=self.segment_of(frame_id),
@@ -295,15 +301,8 @@ class CocoSource:
 
     def _kept(self, split: str, image: ListedImage) -> list[tuple[Annotation, list[float]]]:
         """Return the annotations of an image that have a class and a box, with the box's corners inside the image."""
-        kept = []
-        for annotation, box in self._boxes(split, image):
-            if box is not None:
-                x, y, width, height = box
-                corners = np.array([x, y, x + width, y + height]).clip(0, [image.width, image.height] * 2)
-                x1, y1, x2, y2 = corners.astype(np.float32).tolist()
-                if x1 < x2 and y1 < y2:
-                    kept.append((annotation, [x1, y1, x2, y2]))
-        return kept
+        pairs = ((one, box and corners_inside(box, image)) for one, box in self._boxes(split, image))
+        return [(one, corners) for one, corners in pairs if corners is not None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -311,46 +310,8 @@ class CocoSource:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def class_groups(classes: Sequence[str | Mapping[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
-    """Return the categories of each class, by its name.
-
-    Args:
-        classes: see `CocoSource`.
-
-    Raises:
-        ConfigError: there is none, or a class or a category is named twice.
-    """
-    pairs = [
-        (name, members)
-        for entry in classes
-        for name, members in ([(entry, [entry])] if isinstance(entry, str) else entry.items())
-    ]
-    groups = {name: tuple(members) for name, members in pairs}
-    categories = [member for members in groups.values() for member in members]
-    if not categories or len(groups) != len(pairs) or len(set(categories)) != len(categories):
-        raise ConfigError(f"classes: expected each class and each category once, got {[name for name, _ in pairs]}")
-    return groups
-
-
 def _every_category(instances: Instances) -> dict[str, tuple[str, ...]]:
     return {name: (name,) for name in instances.categories}
-
-
-def labels_by_category(known: Mapping[str, int], groups: Mapping[str, Sequence[str]], path: Path) -> dict[int, int]:
-    """Return the label of each category id that has one.
-
-    Args:
-        known: id of each category of a file, by name.
-        groups: categories of each class (`class_groups`).
-        path: of the file, for the error.
-
-    Raises:
-        DataError: the file has no such category.
-    """
-    for name in (member for members in groups.values() for member in members):
-        if name not in known:
-            raise DataError(f"{path}: categories: no '{name}'{closest_name(name, known)} (classes=...)")
-    return {known[member]: label for label, members in enumerate(groups.values()) for member in members}
 
 
 def annotation_file(root: Path, file: str) -> Path:
@@ -381,6 +342,28 @@ def _digest(*facts: object) -> hashlib._Hash:
 # ---------------------------------------------------------------------------------------------------------------------
 # Frames
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def corners_inside(bbox: BBox, image: ListedImage) -> list[float] | None:
+    """Return x1, y1, x2, y2 of the part of a box that lies inside its image; None where that is empty."""
+    x, y, width, height = bbox
+    corners = np.array([x, y, x + width, y + height]).clip(0, [image.width, image.height] * 2)
+    x1, y1, x2, y2 = corners.astype(np.float32).tolist()
+    return [x1, y1, x2, y2] if x1 < x2 and y1 < y2 else None
+
+
+def labelled_boxes(kept: Sequence[tuple[Annotation, list[float]]], label_of: Mapping[int, int]) -> Boxes2D:
+    """Return annotations, given with their corners, as boxes; crowds are to be ignored and keep their class."""
+    return Boxes2D(
+        torch.tensor([corners for _, corners in kept], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([label_of[one.category] for one, _ in kept], dtype=torch.int64),
+        torch.tensor([one.crowd for one, _ in kept], dtype=torch.bool),
+    )
+
+
+def as_given(labelled: Boxes2D) -> Boxes2D:
+    """Return boxes as training sees them: what is to be ignored has no class."""
+    return Boxes2D(labelled.boxes, torch.where(labelled.ignore, IGNORE, labelled.labels), labelled.ignore)
 
 
 def _require_size(path: Path, encoded: bytes, image: ListedImage) -> None:
@@ -439,8 +422,8 @@ def _truth(labels: Boxes2D, masks: MaskSet) -> FrameTruth:
     )
 
 
-def _masks(listed: Instances, image: ListedImage, annotations: Sequence[Annotation]) -> MaskSet:
-    """Return the masks of annotations, each cropped to its own extent."""
+def masks_of(listed: Instances, image: ListedImage, annotations: Sequence[Annotation]) -> MaskSet:
+    """Return the masks of annotations that have a segmentation, each cropped to its own extent."""
     extents, crops = [], []
     for annotation in annotations:
         extent, crop = MaskSet.tight_crop(torch.from_numpy(decoded_mask(listed.path, annotation, image)))

@@ -6,7 +6,7 @@ Every mistake is one sentence with file, entry and field. Frames are made of thi
 Beyond COCO, an entry of ``images`` may have ``"supervision": "boxes" | "points" | "masks"``: what a person gave of its
 objects. With masks every annotation has a segmentation; with points each but crowds has ``"point": [x, y]``, and its
 ``bbox``, which may be missing, is never looked at. An image that does not say has boxes; all such images of a file have
-masks, or none.
+masks, or none. An annotation may have an ``object_id``, a whole number that names the object in all cameras of a frame.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mwsis.core.errors import DataError, closest_name
+from mwsis.data.problems import Problems
 
 __all__ = [
     "BOXES",
@@ -33,6 +34,7 @@ __all__ = [
     "ListedImage",
     "Rle",
     "decoded_mask",
+    "explain_instances",
     "read_instances",
     "supervision_of",
 ]
@@ -77,6 +79,7 @@ class Annotation:
         bbox: x, y, width, height, pixels; None in an image with points.
         crowd: a region of many objects.
         segmentation: polygons, each (2 V,) float64 x1 y1 x2 y2 ... in pixels; run lengths; or None.
+        object_id: names the object in all cameras of a frame; None where the file does not say.
     """
 
     id: str
@@ -84,6 +87,7 @@ class Annotation:
     bbox: tuple[float, float, float, float] | None
     crowd: bool
     segmentation: tuple[Array, ...] | Rle | None
+    object_id: int | None = None
 
     def feed(self, digest: Any) -> None:
         """Add everything that decides frames to a `hashlib` digest."""
@@ -91,6 +95,8 @@ class Annotation:
         arrays = (shape.counts,) if isinstance(shape, Rle) else shape or ()
         facts = (self.category, self.bbox, self.crowd, type(shape).__name__, [len(array) for array in arrays])
         digest.update(repr(facts).encode())
+        if self.object_id is not None:
+            digest.update(f"object {self.object_id}".encode())
         for array in arrays:
             digest.update(array.tobytes())
 
@@ -156,6 +162,55 @@ def read_instances(path: Path, size: int, mtime_ns: int) -> Instances:
     unsaid = (image.id for image in images if image.supervision is None)
     has_masks = _all_or_none((one for image_id in unsaid for one in annotations[image_id]), path)
     return Instances(path, images, index, annotations, categories, has_masks)
+
+
+def explain_instances(path: Path, problems: Problems) -> None:
+    """Find everything that is wrong with an annotation file, entry by entry and field by field.
+
+    Args:
+        path: the file.
+        problems: takes the sentences; none means that `read_instances` reads the file.
+    """
+    content = problems.collect(_content, path)
+    if content is None:
+        return
+    categories = problems.collect(_categories, content["categories"], path)
+    images: dict[str, ListedImage | None] = {}
+    for place, entry in enumerate(content["images"]):
+        where = f"{path}: images[{place}]"
+        image = problems.collect(_image, entry, where, kind="images")
+        image_id = str(entry.get("id")) if isinstance(entry, dict) else ""
+        if image is not None and image_id in images:
+            problems.add(f"{where}: id: expected different ids, got {image_id} again", "images")
+        images.setdefault(image_id, image)
+    without = []
+    for place, entry in enumerate(content["annotations"]):
+        where = f"{path}: annotations[{place}]"
+        image_id = str(problems.collect(_field, entry, "image_id", (int, str), where, kind="annotations"))
+        if not isinstance(entry, dict) or entry.get("image_id") is None:
+            continue
+        if image_id not in images:
+            problems.add(f"{where}: image_id: no image {image_id} in 'images'", "annotations")
+        if categories is not None:
+            problems.collect(_category, entry, frozenset(categories.values()), where, kind="annotations")
+        problems.collect(_crowd, entry, where, kind="annotations")
+        problems.collect(_object_id, entry, where, kind="annotations")
+        if image := images.get(image_id):
+            _explain_shape(entry, image, where, problems)
+            without += [not entry.get("segmentation")] * (image.supervision is None)
+    if len(set(without)) == 2 and not len(problems):
+        problems.add(
+            f"{path}: annotations: {sum(without)} have no segmentation, {len(without) - sum(without)} have one; "
+            "expected one for each, or for none at all"
+        )
+
+
+def _explain_shape(entry: dict[str, Any], image: ListedImage, where: str, problems: Problems) -> None:
+    if image.supervision == POINTS:
+        problems.collect(_require_point, entry, image, where, kind="annotations")
+    else:
+        problems.collect(_bbox, entry, where, kind="annotations")
+    problems.collect(_shape, entry, image, where, kind="annotations")
 
 
 def decoded_mask(path: Path, annotation: Annotation, image: ListedImage) -> Array:
@@ -250,19 +305,43 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, int]:
 
 
 def _annotation(entry: Any, image: ListedImage, categories: frozenset[int], where: str) -> Annotation:
-    category = _field(entry, "category_id", (int,), where)
+    category = _category(entry, categories, where)
+    bbox = None if image.supervision == POINTS else _bbox(entry, where)
+    crowd, object_id = _crowd(entry, where), _object_id(entry, where)
+    shape = _shape(entry, image, where)
+    if image.supervision == POINTS and not crowd:
+        _require_point(entry, image, where)
+    return Annotation(str(entry.get("id", "without id")), category, bbox, crowd, shape, object_id)
+
+
+def _category(entry: Any, categories: frozenset[int], where: str) -> int:
+    category: int = _field(entry, "category_id", (int,), where)
     if category not in categories:
         raise DataError(f"{where}: category_id: no category {category} in 'categories'")
-    bbox = None if image.supervision == POINTS else _bbox(entry, where)
+    return category
+
+
+def _crowd(entry: Any, where: str) -> bool:
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise DataError(f"{where}: iscrowd: expected 0 or 1, got {crowd!r}")
+    return bool(crowd)
+
+
+def _object_id(entry: Any, where: str) -> int | None:
+    if entry.get("object_id") is None:
+        return None
+    object_id: int = _field(entry, "object_id", (int,), where)
+    if object_id < 0:
+        raise DataError(f"{where}: object_id: expected 0 or more, got {object_id}")
+    return object_id
+
+
+def _shape(entry: Any, image: ListedImage, where: str) -> tuple[Array, ...] | Rle | None:
     shape = _segmentation(entry.get("segmentation"), image, f"{where}: segmentation")
     if image.supervision == MASKS and shape is None:
         raise DataError(f"{where}: segmentation: expected one, got none; image {image.id} says that it has masks")
-    if image.supervision == POINTS and not crowd:
-        _require_point(entry, image, where)
-    return Annotation(str(entry.get("id", "without id")), category, bbox, bool(crowd), shape)
+    return shape
 
 
 def _bbox(entry: Any, where: str) -> tuple[float, float, float, float]:

@@ -7,11 +7,13 @@ frames are kept on disk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from mwsis.core.frame import Frame
+from mwsis.data.problems import Problems
 
-__all__ = ["LabelledImages", "Source"]
+__all__ = ["Explained", "LabelledImages", "Source"]
 
 
 @runtime_checkable
@@ -92,5 +94,18 @@ class LabelledImages(Protocol):
 
         Raises:
             DataError: the data set has no such split.
+        """
+        ...
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """A data set that can say everything that is wrong with it, not only the first thing."""
+
+    def problems(self, on_progress: Callable[[int, int], None] | None = None) -> Problems:
+        """Return what is wrong, having read every file once.
+
+        Args:
+            on_progress: called with frames looked at and frames in all.
         """
         ...

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import get_class
 
@@ -21,6 +22,7 @@ from fusion.default_labels import DEFAULT
 from fusion.label_methods import LABEL_METHODS
 from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import Frame
+from mwsis.data.classes import class_groups
 from mwsis.data.content import content_digest
 from mwsis.data.conversion import Labelling, SplitPlan, convert, jobs_of, plan_split
 from mwsis.data.label_cache import FrameLabels, LabelCache
@@ -96,11 +98,17 @@ def ring_classes(run: RunConfig) -> tuple[int, ...]:
     """
     if not (run.method.rsc or run.method.rsc_labels):
         return ()
-    known = list(get_class(run.data.source["_target_"]).class_names)  # type: ignore[attr-defined]
+    known = list(_class_names(run.data.source))
     for name in run.method.rsc_classes:
         if name not in known:
             raise ConfigError(f"method.rsc_classes: {run.data.name} has no class '{name}'{closest_name(name, known)}")
     return tuple(known.index(name) for name in run.method.rsc_classes)
+
+
+def _class_names(source: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the classes of a data set: its own, or those that its settings name."""
+    names: tuple[str, ...] = get_class(source["_target_"]).class_names  # type: ignore[attr-defined]
+    return names or tuple(class_groups(source["classes"]) if source.get("classes") else ())
 
 
 def labelled_images(run: RunConfig, source: Source) -> dict[str, int]:
