@@ -1,6 +1,7 @@
 """Convert a data set into the frame store that training reads: once, with as many workers as there are.
 
     uv run tools/convert.py source=kitti root=FOLDER out=DIR
+    uv run tools/convert.py source=nuscenes root=FOLDER out=DIR data.source.version=v1.0-mini
     uv run tools/convert.py source=coco root=FOLDER out=DIR                   # images only, method=boxinst
     uv run tools/convert.py source=waymo_v1 root=FOLDER out=DIR workers=16
     uv run tools/convert.py source=waymo_v1 root=FOLDER out=DIR shard=0/40    # one of 40 jobs of an array

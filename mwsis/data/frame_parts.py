@@ -61,23 +61,24 @@ def box_of_point(xyz: Tensor, boxes3d: Tensor) -> Tensor:
     return owner
 
 
-def image_size(path: Path, encoded: bytes, *, decode: bool = False) -> tuple[int, int]:
+def image_size(path: Path, encoded: bytes | None = None, *, decode: bool = False) -> tuple[int, int]:
     """Return width and height of an encoded image.
 
     Args:
-        path: of the image, for the error.
-        encoded: its bytes.
+        path: of the image.
+        encoded: its bytes, where they have been read already; otherwise no more is read than is needed.
         decode: whether its pixels are decoded, too, to find out whether they can be.
 
     Raises:
         DataError: it is no PNG or JPEG, or cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+        with Image.open(path if encoded is None else io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
             if decode:
                 image.load()
             return image.size
     except UnidentifiedImageError:
-        raise DataError(f"{path}: expected a PNG or JPEG image, got {len(encoded)} bytes that are none") from None
+        num_bytes = path.stat().st_size if encoded is None else len(encoded)
+        raise DataError(f"{path}: expected a PNG or JPEG image, got {num_bytes} bytes that are none") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the image cannot be decoded ({error}); copy it again") from None

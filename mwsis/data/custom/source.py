@@ -102,13 +102,12 @@ class CustomSource:
 
     def fingerprint(self) -> str:
         """Return a digest of classes, boxes, calibrations, and the sizes and times of images, sweeps and truth."""
-        segments = sorted(set(self._segment.values()))
-        return _digest(*map(self.segment_fingerprint, segments)).hexdigest()[:32]
+        return _digest(*map(self.segment_fingerprint, sorted(self._frames_of))).hexdigest()[:32]
 
     def segment_fingerprint(self, segment: str) -> str:
         """Return the same of the frames of one segment."""
         digest = _digest(segment, self._groups)
-        for frame_id in (frame_id for frame_id, name in self._segment.items() if name == segment):
+        for frame_id in self._frames_of.get(segment, ()):
             calibration = self._calibration(frame_id)
             digest.update(calibration.path.read_bytes())
             digest.update(repr(self._boxes3d.get(frame_id)).encode())
@@ -230,6 +229,14 @@ class CustomSource:
                 drive = _drive(frame_id)
                 found[frame_id] = f"{split}/{drive or f'{loose // FRAMES_PER_SEGMENT:05d}'}"
                 loose += not drive
+        return found
+
+    @cached_property
+    def _frames_of(self) -> dict[str, list[str]]:
+        """The frames of each segment."""
+        found: dict[str, list[str]] = {}
+        for frame_id, segment in self._segment.items():
+            found.setdefault(segment, []).append(frame_id)
         return found
 
 

@@ -48,7 +48,7 @@ def find_problems(
 
 def check_frame_files(
     path: Path,
-    encoded: bytes,
+    encoded: bytes | None,
     listed: ListedImage,
     camera: str,
     calibration: Calibration,
@@ -60,7 +60,7 @@ def check_frame_files(
 
     Args:
         path: of the image.
-        encoded: its bytes.
+        encoded: its bytes, where they have been read already.
         listed: its entry in the annotation file ``boxes``.
         camera: its name in the calibration.
         calibration: of the frame.
@@ -155,9 +155,8 @@ class _Search:
         found = boxes.of(self._folder.listed_name(image), self._problems)
         if found is None:
             return
-        encoded = image.read_bytes()
         check_frame_files(
-            image, encoded, found.image, camera, calibration, boxes.path, self._problems, decode=self._thorough
+            image, None, found.image, camera, calibration, boxes.path, self._problems, decode=self._thorough
         )
         if self._thorough and boxes.instances.has_truth(found.image):
             self._problems.collect(masks_of, boxes.instances, found.image, found.annotations, kind="masks")
