@@ -1,10 +1,9 @@
 """One training step, in the order of the paper: teacher, labels, losses. Read this file first::
 
     camera student   FCOS + projection + colour pairs from 2D boxes; from `start` on also pseudo masks: the teacher's
-                     (IPG, matched detections) or such as came with the boxes
+                     (IPG, matched detections) or such as came with the boxes; of Mask R-CNN losses of its own
     LiDAR student    focal + centre votes on spatial labels (SPG), corrected by the teacher's vote history (PVC) and,
                      on request, by ring segments (RSC)
-                     (Mask R-CNN: losses of its own, on given masks alone)
     cross-modal      LiDAR teacher -> camera student, camera teacher -> LiDAR student on point-pixel pairs (CSCS)
 
 No optimiser, no checkpoint, no configuration file: those are `mwsis.training`. The labels made from boxes come in with

@@ -1,4 +1,4 @@
-"""Turn 2D boxes of other tools into the boxes.json of your own recordings (docs/own_data.md).
+"""Turn 2D boxes of other tools into the boxes.json of your own recordings (docs/guides/own_data.md).
 
     uv run tools/boxes.py root=FOLDER from=yolo labels=DIR names=car,person,bicycle
     uv run tools/boxes.py root=FOLDER from=coco labels=FILE.json classes=car:Vehicle,bus:Vehicle,person:Pedestrian

@@ -13,8 +13,8 @@ data set again. Settings that decide frames or labels (data.source.*, data.radii
 
 workers=N (default: one per core), parallel=processes|dask|ray (a cluster at DASK_SCHEDULER_ADDRESS or RAY_ADDRESS),
 shard=i/n (every n-th segment; the run that completes the last one finishes the store), verify=true. validate=true reads
-every file of one's own recordings (docs/own_data.md) and lists its problems with file and line or field, at most 20 of
-a kind; other data sets are checked whenever they are opened, up to the first problem.
+every file of one's own recordings (docs/guides/own_data.md) and lists its problems with file and line or field, at most
+20 of a kind; other data sets are checked whenever they are opened, up to the first problem.
 
 The street world as Waymo files, of any size:
 

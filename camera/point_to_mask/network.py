@@ -75,7 +75,9 @@ class PointNetwork(nn.Module):
         self.body: nn.Module = body
         strides = list(body.feature_info.reduction())
         if not set(STRIDES) <= set(strides):
-            raise ConfigError(f"camera.backbone: expected strides 4, 8, 16, 32, got {strides} from '{backbone}'")
+            raise ConfigError(
+                f"camera.backbone: expected feature strides 4, 8, 16, 32, got {strides} from '{backbone}'"
+            )
         self.picked = [strides.index(stride) for stride in STRIDES]
         channels = [body.feature_info.channels()[index] for index in self.picked]
         if backbone.startswith(FINEST_BRANCH):

@@ -1,4 +1,4 @@
-"""Frames as a folder of one's own recordings, in any of the formats it may have, written from docs/own_data.md."""
+"""Frames as a folder of one's own recordings, in any of its formats, written from docs/guides/own_data.md."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mwsis.data.label_files import read_labels
 from mwsis.data.street import StreetSource
 from tests.data.custom_folder import write_folder
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "own_data.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "guides" / "own_data.md"
 YOLO = ("car", "person", "bicycle")
 SMALL = {
     "label": (),

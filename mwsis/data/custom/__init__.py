@@ -1,6 +1,6 @@
-"""Your own recordings: a folder of images, sweeps, a calibration and 2D boxes; the format is in `docs/own_data.md`.
+"""Your own recordings: a folder of images, sweeps, a calibration and 2D boxes.
 
-`source.py` reads frames, `validation.py` explains what is wrong with a folder.
+The format is `docs/guides/own_data.md`. `source.py` reads frames, `validation.py` explains what is wrong with a folder.
 """
 
 from mwsis.data.custom.source import CustomSource

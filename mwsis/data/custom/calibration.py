@@ -1,7 +1,7 @@
 """The calibration of a folder of one's own recordings: one JSON file for the rig, or one per drive or frame.
 
 Every key is read by a small function that raises at the first mistake; `read_calibration` collects what they say.
-The keys are explained in `docs/own_data.md`.
+The keys are explained in `docs/guides/own_data.md`.
 """
 
 from __future__ import annotations

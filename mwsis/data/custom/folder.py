@@ -33,7 +33,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         if not root.is_dir():
-            raise DataError(f"{root}: no such folder; expected one laid out as docs/own_data.md says")
+            raise DataError(f"{root}: no such folder; expected one laid out as docs/guides/own_data.md says")
 
     @property
     def boxes(self) -> Path:

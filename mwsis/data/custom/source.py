@@ -1,7 +1,7 @@
 """One's own recordings as a data set: a sweep, an image of each camera, 2D boxes, and truth where there is some.
 
-The format is `docs/own_data.md`. Where files are is `folder.py`; each kind of file has a module of its own; what is
-wrong with a folder is said by `validation.py`. Next: `mwsis.data.store`, where frames go.
+The format is `docs/guides/own_data.md`. Where files are is `folder.py`; each kind of file has a module of its own; what
+is wrong with a folder is said by `validation.py`. Next: `mwsis.data.store`, where frames go.
 """
 
 from __future__ import annotations
