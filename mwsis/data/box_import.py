@@ -14,7 +14,7 @@ from typing import Any
 
 from mwsis.core.errors import DataError, closest_name
 from mwsis.data.coco_json import POINTS, explain_instances
-from mwsis.data.frame_parts import image_size
+from mwsis.data.image_files import size_of_image_file
 from mwsis.data.problems import Problems, finite, read_json
 
 __all__ = ["IMAGE_SUFFIXES", "coco_boxes", "listed_images", "yolo_boxes"]
@@ -35,7 +35,7 @@ def listed_images(folder: Path) -> list[dict[str, Any]]:
         raise DataError(f"{folder}: no images; expected files such as CAMERA/000042.jpg")
     entries = []
     for number, path in enumerate(paths, 1):
-        width, height = image_size(path)
+        width, height = size_of_image_file(path)
         name = path.relative_to(folder).as_posix()
         entries.append({"id": number, "file_name": name, "width": width, "height": height})
     return entries

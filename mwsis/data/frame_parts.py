@@ -1,21 +1,17 @@
-"""What several data sets do alike on the way to a frame: pixels of points, points of 3D boxes, sizes of images."""
+"""What several data sets do alike on the way to a frame: pixels of points, points of 3D boxes."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mwsis.core.errors import DataError
 from mwsis.core.frame import PixelMap
 from mwsis.core.geometry import CameraModel, points_in_boxes3d
 
-__all__ = ["box_of_point", "image_size", "pixel_map"]
+__all__ = ["box_of_point", "pixel_map"]
 
 SLOTS = 2
 """Cameras that may see one point: fields of view overlap in pairs."""
@@ -59,26 +55,3 @@ def box_of_point(xyz: Tensor, boxes3d: Tensor) -> Tensor:
         closer = inside & ((distance := (xyz - box[:3]).norm(dim=1)) < nearest)
         nearest[closer], owner[closer] = distance[closer], number
     return owner
-
-
-def image_size(path: Path, encoded: bytes | None = None, *, decode: bool = False) -> tuple[int, int]:
-    """Return width and height of an encoded image.
-
-    Args:
-        path: of the image.
-        encoded: its bytes, where they have been read already; otherwise no more is read than is needed.
-        decode: whether its pixels are decoded, too, to find out whether they can be.
-
-    Raises:
-        DataError: it is no PNG or JPEG, or cannot be decoded.
-    """
-    try:
-        with Image.open(path if encoded is None else io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-            if decode:
-                image.load()
-            return image.size
-    except UnidentifiedImageError:
-        num_bytes = path.stat().st_size if encoded is None else len(encoded)
-        raise DataError(f"{path}: expected a PNG or JPEG image, got {num_bytes} bytes that are none") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: the image cannot be decoded ({error}); copy it again") from None

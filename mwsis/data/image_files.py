@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-__all__ = ["IMAGE_FORMATS", "NO_IMAGE", "image_size"]
+from mwsis.core.errors import DataError
+
+__all__ = ["IMAGE_FORMATS", "NO_IMAGE", "image_size", "size_of_image_file"]
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Of Pillow; others it has start programs (EPS) or open further files."""
@@ -21,3 +24,26 @@ def image_size(encoded: bytes) -> tuple[int, int] | None:
             return header.size
     except NO_IMAGE:
         return None
+
+
+def size_of_image_file(path: Path, encoded: bytes | None = None, *, decode: bool = False) -> tuple[int, int]:
+    """Return width and height of an image file.
+
+    Args:
+        path: of the image.
+        encoded: its bytes, where they have been read already; otherwise no more is read than is needed.
+        decode: whether its pixels are decoded, too, to find out whether they can be.
+
+    Raises:
+        DataError: it is no image of `IMAGE_FORMATS`, or cannot be decoded.
+    """
+    try:
+        with Image.open(path if encoded is None else io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
+            if decode:
+                image.load()
+            return image.size
+    except UnidentifiedImageError:
+        num_bytes = path.stat().st_size if encoded is None else len(encoded)
+        raise DataError(f"{path}: expected a PNG or JPEG image, got {num_bytes} bytes that are none") from None
+    except NO_IMAGE as error:
+        raise DataError(f"{path}: the image cannot be decoded ({error}); copy it again") from None

@@ -22,7 +22,7 @@ from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import CameraView, Frame, FrameTruth, LidarGeometry, PixelMap, PointCloud, PointFeature
 from mwsis.core.geometry import CameraModel, points_in_boxes3d, transform_points
 from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D
-from mwsis.data.image_files import image_size
+from mwsis.data.image_files import size_of_image_file
 from mwsis.data.range_image import azimuth_columns, ring_problem, rings_from_elevation, rings_from_file_order
 
 __all__ = ["KittiSource"]
@@ -169,7 +169,7 @@ class KittiSource:
         """
         for frame_id in self._frames:
             _check_sweep_size(self._path("velodyne", frame_id))
-            _image_size(self._path("image_2", frame_id), _read_bytes(self._path("image_2", frame_id)))
+            size_of_image_file(self._path("image_2", frame_id), _read_bytes(self._path("image_2", frame_id)))
             _read_calibration(self._path("calib", frame_id))
             _read_objects(self._path("label_2", frame_id))
 
@@ -184,7 +184,7 @@ class KittiSource:
         objects = _read_objects(self._path("label_2", frame_id))
         image_path = self._path("image_2", frame_id)
         image = _read_bytes(image_path)
-        camera = _camera_model(calibration, *_image_size(image_path, image))
+        camera = _camera_model(calibration, *size_of_image_file(image_path, image))
         points = _read_sweep(self._path("velodyne", frame_id))
         pixel_uv, _, visible = camera.project(points.xyz)
         labels, line_of_box = _boxes2d(objects)
@@ -277,14 +277,6 @@ def _read_text(path: Path) -> str:
         return _read_bytes(path).decode("ascii")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected text, got byte {error.object[error.start]} at {error.start}") from None
-
-
-def _image_size(path: Path, image: bytes) -> tuple[int, int]:
-    """Return width and height from the header."""
-    size = image_size(image)
-    if size is None:
-        raise DataError(f"{path}: expected a PNG or JPEG image, got {len(image)} bytes that are none")
-    return size
 
 
 def _check_sweep_size(path: Path) -> None:

@@ -19,7 +19,7 @@ from mwsis.data.custom.calibration import Calibration, read_calibration
 from mwsis.data.custom.folder import Folder
 from mwsis.data.custom.sweep import read_points
 from mwsis.data.custom.truth import read_boxes3d, read_point_truth
-from mwsis.data.frame_parts import image_size
+from mwsis.data.image_files import size_of_image_file
 from mwsis.data.problems import Problems
 
 __all__ = ["check_frame_files", "find_problems"]
@@ -69,7 +69,7 @@ def check_frame_files(
         decode: whether the pixels are decoded, too.
     """
     try:
-        size = image_size(path, encoded, decode=decode)
+        size = size_of_image_file(path, encoded, decode=decode)
     except DataError as error:
         problems.add(str(error), "images that cannot be read")
         return

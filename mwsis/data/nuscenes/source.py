@@ -21,7 +21,8 @@ from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import CameraView, Frame, FrameTruth, LidarGeometry, PointCloud
 from mwsis.core.geometry import CameraModel, box_corners, transform_points
 from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D
-from mwsis.data.frame_parts import box_of_point, image_size, pixel_map
+from mwsis.data.frame_parts import box_of_point, pixel_map
+from mwsis.data.image_files import size_of_image_file
 from mwsis.data.nuscenes.boxes2d import projected_box
 from mwsis.data.nuscenes.tables import Annotation, Recording, Sample, Tables, read_tables
 from mwsis.data.range_image import azimuth_columns
@@ -199,7 +200,7 @@ class NuscenesSource:
             labels, number = objects.in_image(camera)
             path = self._path(recording)
             encoded = path.read_bytes()
-            if (size := image_size(path, encoded)) != (camera.width, camera.height):
+            if (size := size_of_image_file(path, encoded)) != (camera.width, camera.height):
                 raise DataError(
                     f"{path}: expected {camera.width} x {camera.height} pixels, as sample_data.json says, got "
                     f"{size[0]} x {size[1]}"
