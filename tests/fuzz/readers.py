@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,30 @@ import torch
 from PIL import Image
 
 from camera.transforms import decode_image
+from mwsis.core.frame import Frame
 from mwsis.core.instances import PointLabels
 from mwsis.core.weights import read_checkpoint
 from mwsis.data.coco import CocoSource
+from mwsis.data.custom import CustomSource
 from mwsis.data.depth_files import DepthFolder, DepthWriter
 from mwsis.data.given_masks import MaskFile
 from mwsis.data.kitti import KittiSource
 from mwsis.data.label_cache import LabelCache
 from mwsis.data.label_files import LabelWriter, read_labels
+from mwsis.data.nuscenes import NuscenesSource
 from mwsis.data.source import Source
 from mwsis.data.store import FrameStore
+from mwsis.data.street import StreetSource
 from mwsis.data.waymo import v1_write, v2
 from mwsis.data.waymo.source import WaymoV1Source, WaymoV2Source
 from mwsis.training.checkpoint import read_run_checkpoint
 from mwsis.training.commands import compose_run
 from mwsis.training.config import typed
 from tests.data.coco_folder import SETTINGS, coco_folder
+from tests.data.custom_folder import write_folder
 from tests.data.frames_for_tests import RandomSource, converted
 from tests.data.test_kitti import make_folder
+from tests.data.test_nuscenes import make_folder as nuscenes_folder
 from tests.data.waymo_drive import SEGMENT, jpeg, make_drive
 
 
@@ -83,6 +90,23 @@ def read_stores(root: Path, _: int) -> None:
         frames[index]
     for index in range(len(labels)):
         labels[index]
+
+
+@cache
+def street_frames() -> dict[str, list[Frame]]:
+    """Return a small frame of each split."""
+    sizes = {f"{split}_{what}": 1 for split in ("train", "val") for what in ("segments", "frames_per_segment")}
+    street = StreetSource(**sizes, lidar_columns=60, image_width=64)
+    return {split: [street.read(frame_id) for frame_id in street.frame_ids(split)] for split in ("train", "val")}
+
+
+def own(suffix: str, files: str) -> Reader:
+    """Return one's own recordings with sweeps of a format."""
+    return Reader(
+        lambda root: write_folder(root, street_frames(), ("Vehicle", "Pedestrian", "Cyclist"), suffix),
+        files,
+        lambda root, _: every_frame(CustomSource(root)),
+    )
 
 
 def write_images(root: Path) -> None:
@@ -164,6 +188,21 @@ READERS = {
         write_mask_file, "masks.json", lambda root, _: MaskFile(root / "masks.json", ["car", "person"], False)
     ),
     "frame store and label cache (Arrow)": Reader(write_store, "home/**/*.*", read_stores),
+    "nuScenes tables": Reader(
+        lambda root: nuscenes_folder(root).save(),
+        "v1.0-mini/*.json",
+        lambda root, _: every_frame(NuscenesSource(root, "v1.0-mini")),
+    ),
+    "nuScenes sweeps": Reader(
+        lambda root: nuscenes_folder(root).save(),
+        "samples/LIDAR_TOP/*",
+        lambda root, _: every_frame(NuscenesSource(root, "v1.0-mini")),
+    ),
+    "own calibration, boxes, 3D boxes": own(".bin", "**/*.json"),
+    "own splits and point labels": own(".bin", "**/*.[tl][xa]*"),
+    "own sweeps, .npy": own(".npy", "sweeps/*"),
+    "own sweeps, .pcd": own(".pcd", "sweeps/*"),
+    "own sweeps, .ply": own(".ascii.ply", "sweeps/*"),
     "JPEG and PNG": Reader(write_images, "*", read_images),
     "decompression bomb": Reader(write_bomb, "nothing", read_images),
     "point labels": Reader(
