@@ -395,7 +395,7 @@ def _run_lengths(counts: list[Any] | str) -> Array | None:
     """Return COCO's run lengths, compressed or not, as (R,) int64; None where they are malformed."""
     if isinstance(counts, str):
         return _uncompressed(counts)
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
+    if not all(isinstance(count, int) and 0 <= count < 2**62 for count in counts):
         return None
     return np.array(counts, dtype=np.int64)
 

@@ -170,7 +170,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         fits = fits and all(type(segment["num_frames"]) is int for segment in index["segments"])
         fits = fits and all(0 <= segment["num_frames"] <= MOST_FRAMES for segment in index["segments"])
         fits = fits and all(isinstance(segment["file"], str) for segment in index["segments"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
         raise DataError(f"{path / INDEX}: not the index of a label cache of format {FORMAT}; delete {path}")

@@ -134,7 +134,7 @@ class RecordFile:
             header = json.loads((self._reader.schema.metadata or {})[b"mwsis"])
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; delete {path.parent} so that it is built again") from None
-        except (pa.ArrowException, OSError, KeyError, ValueError):
+        except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError):
             raise self._refusal(f"expected {kind} of this project, got a truncated or foreign file") from None
         if header.get("kind") != kind or header.get("format") != FORMAT:
             got = f"{header.get('kind')} of format {header.get('format')}"
@@ -468,7 +468,7 @@ def _read_index(root: Path) -> dict[str, Any]:
         wanted = {"name", "file", "num_bytes", "frame_ids", "num_points"}
         complete = index["format"] == FORMAT and all(wanted <= set(entry) for entry in index["segments"])
         complete = complete and isinstance(index["fingerprint"], str)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         complete = False
     if not complete:
         raise DataError(f"{path}: not the index of a frame store of format {FORMAT}; delete {root} to build it again")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -81,7 +82,7 @@ def _read_bin(path: Path, fields: tuple[str, ...]) -> dict[str, Array]:
 def _read_npy(path: Path, fields: tuple[str, ...]) -> dict[str, Array]:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot promise more than is there
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: expected an array of numbers as numpy saves it ({reason})") from None
     if rows.dtype.names and rows.ndim == 1:
@@ -243,8 +244,8 @@ def _ascii_rows(path: Path, content: bytes, body: _Body, more: bool) -> Array:
         try:
             rows[number] = np.array([float(word) for word in line.split()]).reshape(width)
         except ValueError:
-            where, got = f"{path}: line {body.line + 1 + number}", line[:60].decode("ascii", "replace")
-            raise DataError(f"{where}: expected {width} numbers, got '{got}'") from None
+            where, got = f"{path}: line {body.line + 1 + number}", ascii(line[:60].decode("latin-1"))
+            raise DataError(f"{where}: expected {width} numbers, got {got}") from None
     return rows
 
 
