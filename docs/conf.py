@@ -18,3 +18,4 @@ apidoc_modules = [
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_mock_imports = ["mmdet", "mmengine", "mmcv", "rerun", "open3d", "transformers"]
 autodoc_typehints = "none"
+autodoc_inherit_docstrings = False

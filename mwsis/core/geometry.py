@@ -186,7 +186,9 @@ class CameraModel:
         """Project points of the vehicle frame onto the image plane, which goes on beyond the image.
 
         With a rolling shutter the line that shows a point decides where the vehicle was, and so which line shows it:
-        solved as a fixed point. Points that no line or several would show end where the iterations do.
+        solved as a fixed point. Points that no line or several would show end where the iterations do. What is in front
+        but not trusted is put in its direction, one image diagonal from the principal point, so outside the image; what
+        is not in front has no pixel.
 
         Args:
             xyz: (N, 3) float, metres, vehicle frame.
@@ -194,9 +196,7 @@ class CameraModel:
         Returns:
             pixel_uv: (N, 2) float64, pixels, centres at +0.5.
             depth: (N,) float64, metres along the optical axis.
-            trusted: (N,) bool, in front of the camera and where the distortion was measured. What is in front but
-                not trusted is put in its direction, one image diagonal from the principal point, so outside the
-                image; what is not in front has no pixel.
+            trusted: (N,) bool, in front of the camera and where the distortion was measured.
 
         Source: the Waymo Open Dataset's description of its cameras; *corrected*: the vehicle's turn is a rotation
         instead of its first-order expansion, and lines far outside the image share the outermost time.
