@@ -371,13 +371,15 @@ def _segmentation(value: Any, image: ListedImage, where: str) -> tuple[Array, ..
     if value is None or value == []:
         return None
     if isinstance(value, list):
-        if not all(part.ndim == 1 and len(part) >= 6 and len(part) % 2 == 0 for part in value):
+        if not all(
+            part.ndim == 1 and len(part) >= 6 and len(part) % 2 == 0 and np.isfinite(part).all() for part in value
+        ):
             raise DataError(
                 f"{where}: expected polygons of three or more x, y, got {[len(np.ravel(p)) for p in value]} numbers"
             )
         farthest = max(float(np.abs(part).max()) for part in value)
         limit = FARTHEST * max(image.height, image.width)
-        if not farthest <= limit:  # NaN is refused, too
+        if farthest > limit:
             raise DataError(f"{where}: expected pixels near the image, at most {limit}, got {farthest}")
         return tuple(value)
     if not isinstance(value, dict) or not isinstance(value.get("counts"), list | str):

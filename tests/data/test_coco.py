@@ -190,6 +190,11 @@ def crowd_rle(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (entry(3, iscrowd=2), r"annotations\[3\]: iscrowd: expected 0 or 1, got 2"),
         (entry(0, segmentation=[[1, 2, 3, 4]]), r"annotations\[0\]: segmentation: expected polygons of three"),
         (entry(0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), r"segmentation: expected polygons .* got \[7\] numbers"),
+        (
+            entry(0, segmentation=[[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, float("nan")]]),
+            r"segmentation: expected polygons of three or more x, y, got \[6, 6\] numbers",
+        ),
+        (entry(0, segmentation=[[1, 2, 3, 4, 5, 700]]), "expected pixels near the image, at most 640, got 700"),
         (entry(0, segmentation=[[1, 2, 3, 4, 5, "x"]]), r"annotations\[0\]: segmentation: expected polygons, or run"),
         (entry(0, segmentation="x"), r"annotations\[0\]: segmentation: expected polygons, or run"),
         (entry(0, segmentation=None), "annotation 1: segmentation: 1 annotations have none, 4 have one"),
