@@ -14,12 +14,11 @@ from typing import Any
 
 from mwsis.core.errors import DataError, closest_name
 from mwsis.data.coco_json import POINTS, explain_instances
-from mwsis.data.image_files import size_of_image_file
+from mwsis.data.image_files import IMAGE_SUFFIXES, size_of_image_file
 from mwsis.data.problems import Problems, finite, read_json
 
-__all__ = ["IMAGE_SUFFIXES", "coco_boxes", "listed_images", "yolo_boxes"]
+__all__ = ["coco_boxes", "listed_images", "yolo_boxes"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 SLACK = 1e-6
 """What rounding may add to shares of an image."""
 

@@ -39,7 +39,7 @@ from mwsis.data.coco_json import (
     read_instances,
 )
 from mwsis.data.given_masks import MaskFile
-from mwsis.data.image_files import image_size
+from mwsis.data.image_files import IMAGE_FORMATS, image_size
 
 __all__ = [
     "CocoSource",
@@ -367,7 +367,7 @@ def as_given(labelled: Boxes2D) -> Boxes2D:
 
 
 def _require_size(path: Path, encoded: bytes, image: ListedImage) -> None:
-    size = image_size(encoded)
+    size = image_size(encoded, IMAGE_FORMATS)
     if size is None:
         raise DataError(f"{path}: expected a JPEG or PNG image, got {len(encoded)} bytes that are none")
     if size != (image.width, image.height):

@@ -9,18 +9,36 @@ from PIL import Image, UnidentifiedImageError
 
 from mwsis.core.errors import DataError
 
-__all__ = ["IMAGE_FORMATS", "NO_IMAGE", "image_size", "size_of_image_file"]
+__all__ = [
+    "IMAGE_FORMATS",
+    "IMAGE_SUFFIXES",
+    "NO_IMAGE",
+    "RECORDED_FORMATS",
+    "image_size",
+    "is_png",
+    "size_of_image_file",
+]
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""Of Pillow; others it has start programs (EPS) or open further files."""
+RECORDED_FORMATS = ("JPEG", "PNG")
+"""Of the data sets with a LiDAR, Pillow's names."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Of files in these."""
+IMAGE_FORMATS = (*RECORDED_FORMATS, "WEBP", "BMP")
+"""All that are decoded; others that Pillow has start programs (EPS) or open further files."""
+PNG_START = b"\x89PNG"
 NO_IMAGE: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises of bytes that are no image, or one too large to be honest."""
 
 
-def image_size(encoded: bytes) -> tuple[int, int] | None:
-    """Return width and height that the image's header states, pixels; None where the bytes are no image."""
+def is_png(encoded: bytes) -> bool:
+    """Return whether an image, which is one of `RECORDED_FORMATS`, is a PNG."""
+    return encoded.startswith(PNG_START)
+
+
+def image_size(encoded: bytes, formats: tuple[str, ...] = RECORDED_FORMATS) -> tuple[int, int] | None:
+    """Return width and height that the image's header states, pixels; None where it is none of these formats."""
     try:
-        with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as header:
+        with Image.open(io.BytesIO(encoded), formats=formats) as header:
             return header.size
     except NO_IMAGE:
         return None
@@ -35,10 +53,10 @@ def size_of_image_file(path: Path, encoded: bytes | None = None, *, decode: bool
         decode: whether its pixels are decoded, too, to find out whether they can be.
 
     Raises:
-        DataError: it is no image of `IMAGE_FORMATS`, or cannot be decoded.
+        DataError: it is none of `RECORDED_FORMATS`, or cannot be decoded.
     """
     try:
-        with Image.open(path if encoded is None else io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
+        with Image.open(path if encoded is None else io.BytesIO(encoded), formats=RECORDED_FORMATS) as image:
             if decode:
                 image.load()
             return image.size

@@ -20,6 +20,7 @@ from mwsis.core.errors import ConfigError
 from mwsis.core.files import atomic_write
 from mwsis.core.frame import CameraView, FrameTruth
 from mwsis.core.instances import Boxes2D, Detections, MaskSet
+from mwsis.data.image_files import is_png
 from mwsis.evaluation.predictions import FramePrediction
 from mwsis.report.pictures import IGNORE_COLOUR, class_colour
 from mwsis.report.sweep_layers import Layer, sweep_layers
@@ -28,7 +29,6 @@ __all__ = ["RerunSink", "recording_file"]
 
 VEHICLE = "vehicle"
 TIMELINE = "frame"
-PNG_START = b"\x89PNG"
 POINT_RADIUS = 0.04
 """metres"""
 MASK_OPACITY = 0.5
@@ -141,7 +141,7 @@ class RerunSink:
             camera_xyz=rr.ViewCoordinates.RDF,
         )
         self._log(place, pinhole)
-        kind = "image/png" if view.image.startswith(PNG_START) else "image/jpeg"
+        kind = "image/png" if is_png(view.image) else "image/jpeg"
         self._log(f"{place}/image", rr.EncodedImage(contents=view.image, media_type=kind))
         self._log_boxes(f"{place}/boxes", view.labels)
 

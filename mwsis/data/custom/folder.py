@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mwsis.core.errors import DataError, closest_name
+from mwsis.data.image_files import IMAGE_SUFFIXES
 from mwsis.data.problems import Problems
 from mwsis.data.sweep_files import SUFFIXES
 
 __all__ = ["BOXES", "SPLIT_SUFFIX", "Folder"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 SPLIT_SUFFIX = ".txt"
 BOXES = "boxes.json"
 CALIBRATION = "calibration.json"

@@ -10,6 +10,7 @@ from typing import Any
 from mwsis.core.files import atomic_write, write_json
 from mwsis.core.frame import CameraView
 from mwsis.core.instances import Detections
+from mwsis.data.image_files import is_png
 from mwsis.data.label_files import file_stem
 from mwsis.export.labels.exporter import Exporter, LabelledFrame
 from mwsis.export.labels.outlines import outlines
@@ -18,7 +19,6 @@ __all__ = ["Labelme"]
 
 VERSION = "5.0.0"
 """Of labelme: the first whose shapes have all fields written here."""
-PNG_START = b"\x89PNG"
 
 
 class Labelme(Exporter):
@@ -43,7 +43,7 @@ class Labelme(Exporter):
         files = {}
         for view, detections in zip(frame.cameras, found, strict=True):
             stem = f"{file_stem(frame.frame_id)}_{file_stem(view.name)}"
-            image = f"{stem}{'.png' if view.image.startswith(PNG_START) else '.jpg'}"
+            image = f"{stem}{'.png' if is_png(view.image) else '.jpg'}"
             with atomic_write(self.folder / "images" / image) as unfinished:
                 unfinished.write_bytes(view.image)
             write_json(self.folder / "images" / f"{stem}.json", self._page(view, image, detections))
