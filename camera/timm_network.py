@@ -16,7 +16,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from mwsis.core.errors import ConfigError, WeightMismatchError, closest_name
+from mwsis.core.errors import ConfigError, WeightMismatchError, closest_name, first_line
 from mwsis.core.weights import load_weights
 
 __all__ = ["PIXEL_STYLES", "feature_network"]
@@ -95,8 +95,9 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
                 "give the file itself (camera.pretrained=FILE), or set camera.pretrained=false"
             ) from error
         raise ConfigError(
-            f"camera.backbone: expected a network with feature maps and a choice of norms, got '{name}' ({error}); use "
-            "camera.norm=batch, or a backbone such as resnet50, convnext_tiny, swin_tiny_patch4_window7_224"
+            f"camera.backbone: expected a network with feature maps and a choice of norms, got '{name}' "
+            f"({first_line(error)}); use camera.norm=batch, or a backbone such as resnet50, convnext_tiny, "
+            "swin_tiny_patch4_window7_224"
         ) from error
 
 
@@ -105,9 +106,8 @@ def _load_file(network: nn.Module, name: str, file: str) -> None:
     try:
         weights: Mapping[str, Tensor] = load_state_dict(file)  # runs nothing that is in the file
     except Exception as error:  # readers raise anything at all on foreign bytes
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightMismatchError(
-            f"camera.pretrained: {file}: expected weights of timm's '{name}', and reading failed ({reason[0][:160]})"
+            f"camera.pretrained: {file}: expected weights of timm's '{name}', and reading failed ({first_line(error)})"
         ) from error
     own = network.state_dict()
     found = {key: weights.get(_name_in_file(key, weights), own[key] if key.endswith(COUNTER) else None) for key in own}

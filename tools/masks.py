@@ -106,19 +106,18 @@ def write_masks(frames: Iterable[Frame], total: int, writer: MaskWriter, look: L
 
 def annotations(found: PromptedMasks, model: str) -> list[dict[str, Any]]:
     """Return what the file says of each mask of an image."""
-    from mwsis.evaluation.coco_masks import encode_masks
+    from mwsis.evaluation.coco_masks import json_masks
 
     rows = []
     areas = found.masks.areas().tolist()
-    for index, code in enumerate(encode_masks(found.masks)):
-        counts = code["counts"].decode() if isinstance(code["counts"], bytes) else code["counts"]
+    for index, code in enumerate(json_masks(found.masks)):
         measured = {
             name: round(float(getattr(found, name)[index]), 4)
             for name in ("predicted_iou", "stability", "tight_iou", "overlap")
         }
         rows.append(
             {
-                "segmentation": {"size": [found.masks.height, found.masks.width], "counts": counts},
+                "segmentation": code,
                 "area": areas[index],
                 "mask_weight": round(float(found.weight[index]), 4),
                 "mask_source": model,

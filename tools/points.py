@@ -171,7 +171,7 @@ def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, poin
     from camera.point_to_mask.export import write_boxes, write_masks
     from camera.point_to_mask.step import PointStep
     from mwsis.core.files import write_json
-    from mwsis.evaluation.coco_masks import encode_masks
+    from mwsis.evaluation.coco_masks import json_masks
     from mwsis.training.checkpoint import read_run_checkpoint, restore
 
     state = read_run_checkpoint(folder.checkpoint)
@@ -180,7 +180,7 @@ def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, poin
     found = predictions(run, step.student["camera"].eval(), settings, pointed)  # type: ignore[arg-type]
     names, source = pointed.class_names, pointed.maps.source
     maps_from = source if settings.semantic is not None else "made of the points' classes"
-    write_masks(folder.root / "masks.json", pointed.images, found, names, source, encode_masks)
+    write_masks(folder.root / "masks.json", pointed.images, found, names, source, json_masks)
     write_boxes(folder.root / "boxes.json", pointed.images, found, pointed.categories)
     weights = [float(weight) for one in found for weight in one.weight]
     metrics: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """The masks of all points as COCO files: one that `mwsis.data.given_masks` gives to training, one of their boxes.
 
 Where boxes were never drawn, the next training takes those of the masks: `boxes.json` is its annotation file,
-`masks.json` its ``data.masks``. Run lengths are made by the caller (`mwsis.evaluation.coco_masks.encode_masks`).
+`masks.json` its ``data.masks``. Run lengths are made by the caller (`mwsis.evaluation.coco_masks.json_masks`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_masks(
         found: the masks of their points, in this order; consumed one by one.
         class_names: become the categories, numbered from 1.
         semantic_source: who made the maps of classes (`semantic_maps.SOURCES`).
-        encode: returns COCO's compressed run lengths of masks.
+        encode: returns COCO's compressed run lengths of masks, as JSON holds them.
 
     Source: COCO's format; the further fields are those that `mwsis.data.given_masks.MaskFile` reads.
     """
@@ -51,13 +51,12 @@ def write_masks(
     rows = []
     for image, own in zip(images, found, strict=True):
         for index, (row, code) in enumerate(zip(_rows(image, own), encode(own.masks), strict=True)):
-            counts = code["counts"].decode() if isinstance(code["counts"], bytes) else code["counts"]
             rows.append(
                 row
                 | {
                     "category_id": int(image.points.labels[index]) + 1,
                     "area": int(own.masks.crop(index).sum()),
-                    "segmentation": {"size": [image.height, image.width], "counts": counts},
+                    "segmentation": code,
                     "mask_weight": float(own.weight[index]),
                     "mask_source": source,
                     "semantic_source": semantic_source,

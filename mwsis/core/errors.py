@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "DataError", "MwsisError", "WeightMismatchError", "closest_name"]
+__all__ = ["ConfigError", "DataError", "MwsisError", "WeightMismatchError", "closest_name", "first_line"]
 
 
 class MwsisError(ValueError):
@@ -25,6 +25,12 @@ class ConfigError(MwsisError):
 
 class WeightMismatchError(MwsisError):
     """A checkpoint belongs to another architecture or is no checkpoint at all."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of what another library's error says, for a clause in a sentence of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]
 
 
 def closest_name(wrong: str, known: Iterable[str], shown: Iterable[str] | None = None) -> str:

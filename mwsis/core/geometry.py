@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "BOX_EDGES",
     "CameraModel",
     "RollingShutter",
     "ShutterDirection",
@@ -303,6 +304,10 @@ def points_in_boxes3d(xyz: Tensor, boxes3d: Tensor) -> Tensor:
     across = -offset[..., 0] * sin + offset[..., 1] * cos
     local = torch.stack([along, across, offset[..., 2]], -1)
     return (local.abs() <= boxes3d[None, :, 3:6] / 2).all(-1)
+
+
+BOX_EDGES = tuple((corner, corner | axis) for axis in (1, 2, 4) for corner in range(8) if not corner & axis)
+"""Pairs of the corners of a box (`box_corners`, numbered in binary along its axes) that an edge joins."""
 
 
 def box_corners(boxes3d: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mwsis.core.errors import WeightMismatchError
+from mwsis.core.errors import WeightMismatchError, first_line
 
 __all__ = ["Foreign", "LoadReport", "compare_weights", "load_weights", "read_checkpoint"]
 
@@ -131,9 +131,8 @@ def read_checkpoint(path: Path | str, keep_foreign_out: bool = False) -> dict[st
     except FileNotFoundError:
         raise WeightMismatchError(f"{path}: no such file; give the path of a checkpoint") from None
     except Exception as error:  # the unpickler raises anything at all on foreign bytes
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightMismatchError(
-            f"{path}: expected a checkpoint of tensors and plain values, and reading it failed ({reason[0][:160]})"
+            f"{path}: expected a checkpoint of tensors and plain values, and reading it failed ({first_line(error)})"
         ) from error
     if not isinstance(content, dict):
         raise WeightMismatchError(f"{path}: expected a checkpoint dictionary, got {type(content).__name__}")

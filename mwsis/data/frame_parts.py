@@ -1,4 +1,4 @@
-"""What several data sets do alike on the way to a frame: pixels of points, points of 3D boxes."""
+"""What several data sets do alike on the way to a frame: pixels of points, labels of points from 3D boxes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mwsis.core.frame import PixelMap
 from mwsis.core.geometry import CameraModel, points_in_boxes3d
+from mwsis.core.instances import PointLabels
 
-__all__ = ["box_of_point", "pixel_map"]
+__all__ = ["labels_in_boxes", "pixel_map"]
 
 SLOTS = 2
 """Cameras that may see one point: fields of view overlap in pairs."""
@@ -36,15 +37,15 @@ def pixel_map(xyz: Tensor, cameras: Sequence[CameraModel]) -> PixelMap:
     return PixelMap(uv, index)
 
 
-def box_of_point(xyz: Tensor, boxes3d: Tensor) -> Tensor:
-    """Return the 3D box each point lies in, of several the one with the nearest centre.
+def labels_in_boxes(xyz: Tensor, boxes3d: Tensor, labels: Tensor, ids: Tensor, outside: int) -> PointLabels:
+    """Return the label and the object of each point: those of the 3D box that it lies in, of several the nearest.
 
     Args:
         xyz: (N, 3) float32, metres.
         boxes3d: (M, 7) float32, centre, length, width, height, yaw, same frame.
-
-    Returns:
-        (N,) int64, -1 none.
+        labels: (M,) int64, class, or `IGNORE` of a box whose points are no object's.
+        ids: (M,) int64, of the objects.
+        outside: label of points in no box.
 
     Complexity: O(N M), one box at a time.
     """
@@ -54,4 +55,8 @@ def box_of_point(xyz: Tensor, boxes3d: Tensor) -> Tensor:
         inside = points_in_boxes3d(xyz, box[None])[:, 0]
         closer = inside & ((distance := (xyz - box[:3]).norm(dim=1)) < nearest)
         nearest[closer], owner[closer] = distance[closer], number
-    return owner
+    found = PointLabels(torch.full((len(xyz),), outside), torch.full((len(xyz),), -1))
+    owned = owner >= 0
+    found.semantic_labels[owned] = labels[owner[owned]]
+    found.instance_ids[owned] = torch.where(labels >= 0, ids, -1)[owner[owned]]
+    return found

@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 from mwsis.core.frame import ImageTruth
 from mwsis.core.instances import Boxes2D, Detections, MaskSet
 
-__all__ = ["CocoMaskEvaluator", "check_ap_arithmetic", "encode_masks", "match_boxes", "rle_counts"]
+__all__ = ["CocoMaskEvaluator", "check_ap_arithmetic", "encode_masks", "json_masks", "match_boxes", "rle_counts"]
 
 MATCH_BOX_IOU = 0.5
 """A detection is compared with a ground-truth object when their boxes overlap at least this much."""
@@ -206,6 +206,11 @@ def encode_masks(masks: MaskSet) -> list[Rle]:
     ]
     rows = [{"size": size, "counts": row} for row in counts]
     return list(coco_mask.frPyObjects(rows, *size)) if rows else []
+
+
+def json_masks(masks: MaskSet) -> list[dict[str, Any]]:
+    """Return the codes of `encode_masks` as COCO's JSON files hold them: ``counts`` is text."""
+    return [{"size": code["size"], "counts": code["counts"].decode("ascii")} for code in encode_masks(masks)]
 
 
 def rle_counts(crop: Tensor, x: int, y: int, height: int, width: int) -> np.ndarray[Any, Any]:

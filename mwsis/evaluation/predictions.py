@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mwsis.core.frame import Frame
-from mwsis.core.instances import Detections, PointInstances, PointLabels
+from mwsis.core.instances import IGNORE, Detections, PointInstances, PointLabels
 from mwsis.evaluation.coco_masks import CocoMaskEvaluator
 from mwsis.evaluation.masked_points import MaskedPointEvaluator
 from mwsis.evaluation.point_instances import PointInstanceEvaluator
@@ -48,6 +48,14 @@ class FramePrediction:
         if self.frame.truth is None:
             return None
         return PointLabels(self.frame.truth.semantic_labels, self.frame.truth.instance_ids)[self.point_index]
+
+    def on_all_points(self, semantic_labels: Tensor, instance_ids: Tensor) -> PointLabels:
+        """Return (M,) labels of the points the network saw as labels of all points; the others are `IGNORE`."""
+        num_points = len(self.frame.points)
+        labels = PointLabels(torch.full((num_points,), IGNORE), torch.full((num_points,), -1))
+        labels.semantic_labels[self.point_index] = semantic_labels
+        labels.instance_ids[self.point_index] = instance_ids
+        return labels
 
 
 class SplitScores:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.files import atomic_write
-from mwsis.core.geometry import box_corners
+from mwsis.core.geometry import BOX_EDGES, box_corners
 from mwsis.data.label_files import file_stem
 from mwsis.evaluation.predictions import FramePrediction
 from mwsis.report.pictures import class_colour
@@ -22,8 +22,6 @@ from mwsis.report.sweep_layers import Layer, sweep_layers
 __all__ = ["CLOUD_FORMATS", "open3d_module", "show_window", "write_clouds"]
 
 CLOUD_FORMATS = ("ply", "pcd")
-EDGES = [(corner, corner | axis) for axis in (1, 2, 4) for corner in range(8) if not corner & axis]
-"""Corners of a box (`box_corners`) that differ along one axis are joined."""
 NEXT_LAYER, NEXT_FRAME = ord("L"), ord("N")
 
 
@@ -113,7 +111,7 @@ def _boxes(o3d: Any, prediction: FramePrediction) -> list[Any]:
     made = []
     for corners, label in zip(box_corners(truth.boxes3d).double(), truth.box3d_labels.tolist(), strict=True):
         lines = o3d.geometry.LineSet(
-            o3d.utility.Vector3dVector(corners.numpy()), o3d.utility.Vector2iVector(np.array(EDGES))
+            o3d.utility.Vector3dVector(corners.numpy()), o3d.utility.Vector2iVector(np.array(BOX_EDGES))
         )
         lines.paint_uniform_color(np.array(class_colour(label)) / 255.0)
         made.append(lines)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mwsis.core.instances import IGNORE, PointInstances, PointLabels
+from mwsis.core.instances import IGNORE, PointLabels
 from mwsis.evaluation.predictions import FramePrediction
 from mwsis.report.pictures import (
     BACKGROUND_COLOUR,
@@ -73,11 +73,12 @@ def sweep_layers(prediction: FramePrediction, class_names: Sequence[str]) -> lis
         object has one colour in all of them.
     """
     truth, found = prediction.frame.truth, prediction.points
-    sets = {"pseudo": _on_all(prediction, prediction.pseudo)}
+    pseudo = prediction.pseudo
+    sets = {"pseudo": prediction.on_all_points(pseudo.semantic_labels, pseudo.instance_ids)}
     if truth is not None:
         sets = {"gt": PointLabels(truth.semantic_labels, truth.instance_ids), **sets}
     if found is not None:
-        sets["predicted"] = _on_all(prediction, found)
+        sets["predicted"] = prediction.on_all_points(found.semantic_labels, found.instance_ids)
     reference = sets.get("gt", sets["pseudo"]).instance_ids
     layers = []
     for made, labels in sets.items():
@@ -99,15 +100,6 @@ def _by_instance(name: str, ids: Tensor) -> Layer:
     count = len(INSTANCE_COLOURS)
     palette = [("no instance", BACKGROUND_COLOUR), *(("", colour) for colour in INSTANCE_COLOURS)]
     return Layer(name, torch.where(ids >= 0, ids % count + 1, 0), palette)
-
-
-def _on_all(prediction: FramePrediction, labels: PointLabels | PointInstances) -> PointLabels:
-    """Return labels of the points a network saw as labels of all points."""
-    num_points = len(prediction.frame.points)
-    semantic_labels, instance_ids = torch.full((num_points,), IGNORE), torch.full((num_points,), -1)
-    semantic_labels[prediction.point_index] = labels.semantic_labels
-    instance_ids[prediction.point_index] = labels.instance_ids
-    return PointLabels(semantic_labels, instance_ids)
 
 
 def _errors(labels: Tensor, gt: Tensor) -> Tensor:

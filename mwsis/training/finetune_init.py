@@ -106,8 +106,7 @@ def start_from(run: RunConfig, model: LidarSegmentor | CenterPoint) -> None:
 
 def _start_from_checkpoint(run: RunConfig, model: LidarSegmentor | CenterPoint) -> None:
     path = _init(run)
-    state = read_run_checkpoint(path)
-    before = typed(restore_config(state["config"]))
+    state, before = _pretraining(path)
     if before.finetune is not None or "lidar" not in before.method.branches:
         raise ConfigError(f"init={path}: expected a pretraining run with a LiDAR branch, got '{before.method.name}'")
     _require_grid(run, {"voxel_size": before.lidar.voxel_size, "point_cloud_range": before.data.point_cloud_range})
@@ -127,15 +126,20 @@ def _start_from_checkpoint(run: RunConfig, model: LidarSegmentor | CenterPoint) 
     load_weights(model, trained.state_dict(), what)
 
 
+def _pretraining(path: Path) -> tuple[dict[str, Any], RunConfig]:
+    """Return a run's checkpoint and its configuration."""
+    state = read_run_checkpoint(path)
+    return state, typed(restore_config(state["config"]))
+
+
 def provenance(run: RunConfig) -> dict[str, Any]:
-    """Return what is known about the weights a run starts from, checked against the run (see `start_from`)."""
+    """Return what is known about the weights a run starts from; whether they fit it, `start_from` says."""
     path = _init(run)
     if not path.is_file():
         manifest = read_manifest(run)
         files = {file["name"]: file["sha256"] for file in manifest["files"]}
         return {"init": path.name, "files": files, "training": manifest["training"]}
-    state = read_run_checkpoint(path)
-    before = typed(restore_config(state["config"]))
+    state, before = _pretraining(path)
     training = {
         "step": state["global_step"],
         "seed": before.seed,

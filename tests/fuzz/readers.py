@@ -49,11 +49,17 @@ class Reader:
         make: writes a valid example into a folder.
         files: pattern of the files in it that are to be damaged.
         read: reads all of the example; the seed is for inputs that are no files.
+        is_one_case: nothing depends on the seed.
     """
 
     make: Callable[[Path], object]
     files: str
     read: Callable[[Path, int], object]
+    is_one_case: bool = False
+
+    def cases(self, count: int) -> range:
+        """Return the seeds of that many different cases, or as many as there are."""
+        return range(1 if self.is_one_case else count)
 
 
 def every_frame(source: Source, splits: tuple[str, ...] = ("train",)) -> None:
@@ -204,7 +210,7 @@ READERS = {
     "own sweeps, .pcd": own(".pcd", "sweeps/*"),
     "own sweeps, .ply": own(".ascii.ply", "sweeps/*"),
     "JPEG and PNG": Reader(write_images, "*", read_images),
-    "decompression bomb": Reader(write_bomb, "nothing", read_images),
+    "decompression bomb": Reader(write_bomb, "nothing", read_images, is_one_case=True),
     "point labels": Reader(
         write_labels, "labels/*.label", lambda root, _: [read_labels(path) for path in root.glob("labels/*.label")]
     ),

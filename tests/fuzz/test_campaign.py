@@ -13,7 +13,7 @@ from tests.fuzz.campaign import run_apart, run_case, run_kind
 from tests.fuzz.mutations import damaged
 from tests.fuzz.readers import READERS, Reader
 
-CASES = range(12)
+CASES = 12
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if READERS[name].files != "nothing"])
@@ -24,7 +24,7 @@ def test_undamaged_examples_are_read(tmp_path, name):
 
 @pytest.mark.parametrize("name", list(READERS))
 def test_damaged_input_is_read_or_refused_in_a_sentence(name):
-    outcome = run_apart(name, CASES if name != "decompression bomb" else range(1))
+    outcome = run_apart(name, READERS[name].cases(CASES))
     assert outcome.crashes == []
     assert outcome.counts["refused"] > 0
 

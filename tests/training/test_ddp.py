@@ -96,51 +96,48 @@ def test_two_processes_train_what_one_trains(tmp_path, compose_tiny, prepare_tin
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.fixture
+def trained_alike(tmp_path, compose_tiny, prepare_tiny, tiny_cache, monkeypatch):
+    def train_both(*settings):
+        """Train in one process and in two, hold losses and weights against each other, and return them."""
+        run = compose_tiny(*settings)
+        one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+        with monkeypatch.context() as patch:
+            patch.setattr(PretrainingStep, "losses", spoilt(PretrainingStep.losses))
+            assert train(run, one, prepare_tiny(run))
+        monkeypatch.chdir(PROJECT)
+        asked = ("experiment=smoke", f"data.cache={tiny_cache}", *settings, "trainer.devices=2", f"out={two.root}")
+        assert in_two("whole", tmp_path, *asked) == 0
+        assert_same_losses(one, two)
+        alone = read_run_checkpoint(one.checkpoint)["model"]
+        held = [torch.load(tmp_path / f"whole-{rank}.pt", weights_only=True) for rank in range(2)]
+        for name, value in alone.items():
+            assert torch.equal(held[0][name], held[1][name]), f"{name} differs between the processes"
+            torch.testing.assert_close(held[0][name], value, rtol=1e-5, atol=1e-5, msg=name)
+        return read_losses(two), alone
+
+    return train_both
+
+
+WITHOUT_METHOD = tuple(one for one in ARGUMENTS if "method." not in one)
+
+
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_two_processes_paste_and_learn_prototypes_as_one(tmp_path, compose_tiny, prepare_tiny, tiny_cache, monkeypatch):
-    shared = (one for one in ARGUMENTS if "method." not in one)
-    settings = (*shared, *SIM_AT_ONCE, "camera.optim.lr=0.0001")
-    run = compose_tiny(*settings)
-    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainingStep, "losses", spoilt(PretrainingStep.losses))
-        assert train(run, one, prepare_tiny(run))
-    monkeypatch.chdir(PROJECT)
-    asked = ("experiment=smoke", f"data.cache={tiny_cache}", *settings, "trainer.devices=2", f"out={two.root}")
-    assert in_two("whole", tmp_path, *asked) == 0
-    assert_same_losses(one, two)
-    assert max(value for (_, name), value in read_losses(two).items() if name == "camera/paste") > 0
-    alone = read_run_checkpoint(one.checkpoint)["model"]
-    held = [torch.load(tmp_path / f"whole-{rank}.pt", weights_only=True) for rank in range(2)]
+def test_two_processes_paste_and_learn_prototypes_as_one(trained_alike):
+    losses, weights = trained_alike(*WITHOUT_METHOD, *SIM_AT_ONCE, "camera.optim.lr=0.0001")
+    assert max(value for (_, name), value in losses.items() if name == "camera/paste") > 0
     for name in ("mask_source.num_updates", "copy_paste.table", "copy_paste.place"):
-        assert alone[name].any(), name
-    for name, value in alone.items():
-        assert torch.equal(held[0][name], held[1][name]), f"{name} differs between the processes"
-        torch.testing.assert_close(held[0][name], value, rtol=1e-5, atol=1e-5, msg=name)
+        assert weights[name].any(), name
 
 
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_two_processes_train_mask_rcnn_as_one(tmp_path, compose_tiny, prepare_tiny, tiny_cache, monkeypatch):
+def test_two_processes_train_mask_rcnn_as_one(trained_alike):
     """Ten steps: later ones may differ, where rounding turns over which of two proposals is the better one."""
-    shared = (one for one in ARGUMENTS if "method." not in one)
-    settings = ("method=full", "data.supervision=masks", *MASK_RCNN, *shared, "trainer.max_steps=10")
-    run = compose_tiny(*settings)
-    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainingStep, "losses", spoilt(PretrainingStep.losses))
-        assert train(run, one, prepare_tiny(run))
-    monkeypatch.chdir(PROJECT)
-    asked = ("experiment=smoke", f"data.cache={tiny_cache}", *settings, "trainer.devices=2", f"out={two.root}")
-    assert in_two("whole", tmp_path, *asked) == 0
-    assert_same_losses(one, two)
-    assert max(value for (_, name), value in read_losses(two).items() if name == "camera/mask") > 0
-    alone = read_run_checkpoint(one.checkpoint)["model"]
-    held = [torch.load(tmp_path / f"whole-{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, value in alone.items():
-        assert torch.equal(held[0][name], held[1][name]), f"{name} differs between the processes"
-        torch.testing.assert_close(held[0][name], value, rtol=1e-5, atol=1e-5, msg=name)
+    masks = ("method=full", "data.supervision=masks", *MASK_RCNN)
+    losses, _ = trained_alike(*masks, *WITHOUT_METHOD, "trainer.max_steps=10")
+    assert max(value for (_, name), value in losses.items() if name == "camera/mask") > 0
 
 
 @pytest.mark.ddp

@@ -18,7 +18,7 @@ from mwsis.core.frame import FrameTruth, ImageTruth
 from mwsis.core.instances import BACKGROUND, IGNORE, PointLabels
 from mwsis.data.coco import masks_of
 from mwsis.data.custom.boxes import ImageBoxes, ListedBoxes
-from mwsis.data.frame_parts import box_of_point
+from mwsis.data.frame_parts import labels_in_boxes
 from mwsis.data.label_files import read_labels
 from mwsis.data.problems import Problems, entry, finite, read_json, require_known
 
@@ -107,7 +107,7 @@ def frame_truth(
     labels3d = torch.tensor([label for _, label, _ in boxes3d], dtype=torch.int64)
     ids3d = torch.tensor([number for _, _, number in boxes3d], dtype=torch.int64)
     if points is None:
-        points = _from_boxes(xyz, corners, labels3d, ids3d)
+        points = labels_in_boxes(xyz, corners, labels3d, ids3d, BACKGROUND if len(corners) else IGNORE)
     box_ids = _numbers(images, [*ids3d.tolist(), int(points.instance_ids.max()) if len(points) else -1])
     kept = labels3d >= 0
     return FrameTruth(
@@ -122,15 +122,6 @@ def frame_truth(
             for one, ids, there in zip(images, box_ids, has_masks, strict=True)
         ),
     )
-
-
-def _from_boxes(xyz: Tensor, corners: Tensor, labels: Tensor, ids: Tensor) -> PointLabels:
-    semantic, instances = torch.full((len(xyz),), BACKGROUND if len(corners) else IGNORE), torch.full((len(xyz),), -1)
-    owner = box_of_point(xyz, corners)
-    owned = owner >= 0
-    semantic[owned] = labels[owner[owned]]
-    instances[owned] = torch.where(labels >= 0, ids, -1)[owner[owned]]
-    return PointLabels(semantic, instances)
 
 
 def _numbers(images: Sequence[ImageBoxes], taken: Sequence[int]) -> tuple[Tensor, ...]:

@@ -11,12 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mwsis.core.geometry import MIN_DEPTH, CameraModel, transform_points
+from mwsis.core.geometry import BOX_EDGES, MIN_DEPTH, CameraModel, transform_points
 
 __all__ = ["projected_box"]
-
-EDGES = [(i, j) for i in range(8) for j in range(i) if bin(i ^ j).count("1") == 1]
-"""Pairs of corners, numbered in binary along the axes, that differ along one axis."""
 
 
 def projected_box(corners: Tensor, camera: CameraModel) -> list[float] | None:
@@ -33,7 +30,7 @@ def projected_box(corners: Tensor, camera: CameraModel) -> list[float] | None:
     points = transform_points(camera.camera_SE3_vehicle, corners)
     depth = points[:, 2]
     ahead = list(points[depth >= MIN_DEPTH])
-    for i, j in EDGES:
+    for i, j in BOX_EDGES:
         if (depth[i] >= MIN_DEPTH) != (depth[j] >= MIN_DEPTH):
             share = (MIN_DEPTH - depth[i]) / (depth[j] - depth[i])
             ahead.append(points[i] + share * (points[j] - points[i]))

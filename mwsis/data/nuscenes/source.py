@@ -21,7 +21,7 @@ from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import CameraView, Frame, FrameTruth, LidarGeometry, PointCloud
 from mwsis.core.geometry import CameraModel, box_corners, transform_points
 from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D
-from mwsis.data.frame_parts import box_of_point, pixel_map
+from mwsis.data.frame_parts import labels_in_boxes, pixel_map
 from mwsis.data.image_files import size_of_image_file
 from mwsis.data.nuscenes.boxes2d import projected_box
 from mwsis.data.nuscenes.tables import Annotation, Recording, Sample, Tables, read_tables
@@ -299,14 +299,10 @@ class _Objects:
             dtype=torch.float32,
         ).reshape(-1, 7)
         kept = self._labels >= 0
-        owner = box_of_point(xyz, boxes3d)
-        owned = owner >= 0
-        semantic, instances = torch.full((len(xyz),), BACKGROUND), torch.full((len(xyz),), -1)
-        semantic[owned] = self._labels[owner[owned]]
-        instances[owned] = torch.where(kept, self._ids, -1)[owner[owned]]
+        points = labels_in_boxes(xyz, boxes3d, self._labels, self._ids, BACKGROUND)
         return FrameTruth(
-            semantic_labels=semantic,
-            instance_ids=instances,
+            semantic_labels=points.semantic_labels,
+            instance_ids=points.instance_ids,
             boxes3d=boxes3d[kept],
             box3d_labels=self._labels[kept],
             box3d_ids=self._ids[kept],

@@ -13,7 +13,7 @@ from mwsis.core.files import write_json
 from mwsis.core.instances import Detections
 from mwsis.data.coco import CocoSource
 from mwsis.data.source import Source
-from mwsis.evaluation.coco_masks import encode_masks
+from mwsis.evaluation.coco_masks import json_masks
 from mwsis.export.labels.exporter import Exporter, LabelledFrame
 
 __all__ = ["CocoResults"]
@@ -95,14 +95,14 @@ def result_rows(detections: Detections, image_id: int | str, categories: list[in
     boxes, scores = detections.boxes.double(), detections.scores.double().tolist()
     corners = boxes.clone()
     corners[:, 2:] -= boxes[:, :2]
-    rows = zip(encode_masks(detections.masks), corners.tolist(), detections.labels.tolist(), scores, strict=True)
+    rows = zip(json_masks(detections.masks), corners.tolist(), detections.labels.tolist(), scores, strict=True)
     return [
         {
             "image_id": image_id,
             "category_id": categories[label],
-            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+            "segmentation": code,
             "bbox": bbox,
             "score": score,
         }
-        for rle, bbox, label, score in rows
+        for code, bbox, label, score in rows
     ]

@@ -18,7 +18,7 @@ import torch
 from mwsis.core.errors import DataError
 from mwsis.core.files import write_json
 from mwsis.core.frame import Frame
-from mwsis.core.instances import IGNORE, Detections, PointLabels
+from mwsis.core.instances import Detections, PointLabels
 from mwsis.data.source import Source
 from mwsis.evaluation.predictions import FramePrediction
 
@@ -56,15 +56,10 @@ def labelled_by(prediction: FramePrediction) -> LabelledFrame:
     found = prediction.points
     if found is None:
         return LabelledFrame(prediction.frame, None, prediction.detections)
-    num_points = len(prediction.frame.points)
-    semantic_labels = torch.full((num_points,), IGNORE)
-    instance_ids = torch.full((num_points,), -1)
     ids, classes = found.instance_ids, found.semantic_labels
     if len(found.labels):
         classes = torch.where(ids >= 0, found.labels[ids.clamp(min=0)], classes)
-    semantic_labels[prediction.point_index] = classes
-    instance_ids[prediction.point_index] = ids
-    return LabelledFrame(prediction.frame, PointLabels(semantic_labels, instance_ids), prediction.detections)
+    return LabelledFrame(prediction.frame, prediction.on_all_points(classes, ids), prediction.detections)
 
 
 class Exporter(ABC):

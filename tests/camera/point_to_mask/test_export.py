@@ -11,7 +11,7 @@ from mwsis.core.errors import DataError
 from mwsis.core.instances import MaskSet
 from mwsis.data.coco import CocoSource
 from mwsis.data.given_masks import MaskFile
-from mwsis.evaluation.coco_masks import encode_masks
+from mwsis.evaluation.coco_masks import json_masks
 
 NAMES = ("Vehicle", "Pedestrian")
 CATEGORIES = [{"id": 3, "name": "car"}, {"id": 5, "name": "person"}]
@@ -37,7 +37,7 @@ def made(folder, semantic_source="wsss"):
         PointMasks(masks, torch.tensor([0.9, 0.75, 0.5]), torch.tensor([0.9, 0.75, 0.0])),
         PointMasks(empty, torch.zeros(0), torch.zeros(0)),
     ]
-    write_masks(folder / "masks.json", images, found, NAMES, semantic_source, encode_masks)
+    write_masks(folder / "masks.json", images, found, NAMES, semantic_source, json_masks)
     write_boxes(folder / "boxes.json", images, found, CATEGORIES)
     for image in images:
         Image.new("RGB", (image.width, image.height)).save(folder / image.file_name)
