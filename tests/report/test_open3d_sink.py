@@ -10,7 +10,7 @@ import torch
 
 from mwsis.core.errors import ConfigError
 from mwsis.evaluation.predictions import FramePrediction
-from mwsis.report.open3d_sink import EDGES, open3d_module, write_clouds
+from mwsis.report.open3d_sink import open3d_module, write_clouds
 from mwsis.report.sweep_layers import sweep_layers
 from tests.data.frames_for_tests import random_frame
 from tests.export.labels.labelled import CLASSES, labelled
@@ -54,7 +54,3 @@ def test_pcd_files(shown, tmp_path):
     need_open3d()
     for path in write_clouds(shown, CLASSES, tmp_path, "pcd"):
         assert b"\nPOINTS 51\n" in path.read_bytes()
-
-
-def test_a_box_has_twelve_edges():
-    assert len({frozenset(edge) for edge in EDGES}) == 12
