@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+
+from mwsis.core.errors import ConfigError
+from tests.check_installed import guide_script
 
 PROJECT = Path(__file__).resolve().parents[1]
 INSTRUCTIONS = {"FROM", "RUN", "USER", "WORKDIR", "COPY", "ENV", "ENTRYPOINT", "CMD"}
@@ -57,3 +62,18 @@ def test_the_guide_s_term_is_a_term():
     assert bool((logits.grad > 0).all())
     assert term(context(torch.zeros(0, 16, 24), [])).item() == 0
     assert term.needs <= {"images"}
+
+
+def test_the_guide_s_arrays_get_labels():
+    names: dict = {}
+    exec(guide_script(PROJECT), names)
+    labels = names["labels"].semantic_labels
+    assert len(labels) == len(names["sweep"])
+    assert 0 < int((labels == 0).sum()) < len(labels)
+
+
+def test_waymo_s_messages_missing_are_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "waymo_open_dataset", None)
+    monkeypatch.delitem(sys.modules, "mwsis.data.waymo.messages", raising=False)
+    with pytest.raises(ConfigError, match="pip install --no-deps waymo-open-dataset"):
+        importlib.import_module("mwsis.data.waymo.messages")

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from waymo_open_dataset.protos import metrics_pb2
 
 from mwsis.core.errors import DataError
 from mwsis.core.files import atomic_write, write_json
 from mwsis.core.frame import Frame, require
 from mwsis.core.geometry import CameraModel, box_corners, transform_points
 from mwsis.data.label_files import file_stem
+from mwsis.data.waymo.messages import metrics_pb2
 
 __all__ = ["BOX_INDEX", "BoxWriter", "FrameBoxes"]
 

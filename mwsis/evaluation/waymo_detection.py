@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
-from waymo_open_dataset.protos import metrics_pb2
 
 from mwsis.core.errors import DataError
+from mwsis.data.waymo.messages import metrics_pb2
 from mwsis.evaluation.detection3d import DetectionEvaluator3D, Detections3D, Objects3D, point_levels
 
 __all__ = ["DETECTION_CLASSES", "detection_rows", "read_objects"]

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
-from waymo_open_dataset.protos import segmentation_metrics_pb2
 
 from mwsis.core.errors import DataError
 from mwsis.core.instances import IGNORE
 from mwsis.data.waymo.classes import LIDAR_CLASSES
+from mwsis.data.waymo.messages import segmentation_metrics_pb2
 from mwsis.data.waymo.record import LidarName
 from mwsis.data.waymo.wire import decode_matrix
 from mwsis.evaluation.point_semantics import PointSemanticEvaluator

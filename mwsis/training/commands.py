@@ -31,7 +31,9 @@ __all__ = [
     "split_arguments",
 ]
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_DIR = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "configs")))
+"""In an installed package its own copy, in the project folder the one that is edited."""
 HEADLINES = (
     *("mask_ap", "mask_ap50", "mask_ap75", "matched_mask_iou", "matched_box_iou"),
     *("instance_ap", "instance_ap50", "instance_ap25", "miou"),

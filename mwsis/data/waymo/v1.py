@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from waymo_open_dataset import dataset_pb2
 
 from mwsis.core.errors import DataError
+from mwsis.data.waymo.messages import dataset_pb2
 from mwsis.data.waymo.record import (
     Array,
     CameraBox,

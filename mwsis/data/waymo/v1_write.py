@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from waymo_open_dataset import dataset_pb2
 
+from mwsis.data.waymo.messages import dataset_pb2
 from mwsis.data.waymo.record import Array, CameraBox, CameraRecord, LaserLabel, LidarRecord, LidarReturn, WaymoRecord
 from mwsis.data.waymo.tfrecord import write_tfrecord
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from waymo_open_dataset import dataset_pb2
-from waymo_open_dataset.protos import segmentation_metrics_pb2
 
 from mwsis.core.errors import ConfigError
 from mwsis.core.files import atomic_write
 from mwsis.data.source import Source
+from mwsis.data.waymo.messages import dataset_pb2, segmentation_metrics_pb2
 from mwsis.data.waymo.record import LidarName
 from mwsis.export.labels.class_codes import WAYMO_SEGMENTATION
 from mwsis.export.labels.exporter import Exporter, LabelledFrame
