@@ -85,8 +85,12 @@ def test_without_spconv_and_with_a_foreign_lidar_both_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_another_torch_first_on_the_path_is_named_alone(tmp_path):
-    old = foreign("torch", tmp_path / "old", '__version__ = "1.13.1"\n')
+@pytest.mark.parametrize("text", ['__version__ = "1.13.1"\n', 'raise ValueError("no libcublas in [...]")\n'])
+def test_another_torch_first_on_the_path_is_named_alone(tmp_path, text):
+    """Also one that does not load: torch 2.6 beside the CUDA libraries of another ends so."""
+    old = foreign("torch", tmp_path / "old", text)
+    (old / "torch-1.13.1.dist-info").mkdir()
+    (old / "torch-1.13.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.13.1\n")
     code, checks, _ = outcome(tmp_path, old, PROJECT)
     assert code == 3
     assert broken(checks) == {

@@ -128,14 +128,15 @@ def requirements_are_met() -> Answer:
 
 def torch_works() -> Answer:
     """Answer whether torch is of an allowed version and torchvision, which is compiled against it, belongs to it."""
-    import torch
-
-    wanted = requirement("torch")
-    if wanted is not None and not wanted.specifier.contains(torch.__version__, prereleases=True):
-        return broken(
-            f"torch {torch.__version__} ({torch.__file__}), and mwsis needs {wanted.specifier}",
-            f"uv sync, or pip install 'torch{wanted.specifier}' torchvision; remove another torch from PYTHONPATH",
-        )
+    spec = find_spec("torch")
+    try:
+        import torch
+    except (ImportError, OSError, ValueError):  # what a torch says whose CUDA libraries are another's
+        if spec is None or (wrong := _wrong_torch(metadata.version("torch"), spec.origin)) is None:
+            raise
+        return wrong
+    if (wrong := _wrong_torch(torch.__version__, torch.__file__)) is not None:
+        return wrong
     import torchvision
 
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]])
@@ -144,6 +145,17 @@ def torch_works() -> Answer:
     if kept != [1, 2]:
         return broken(f"{versions}: of three boxes NMS keeps {kept} instead of [1, 2]", AGAIN)
     return ok(f"{versions} work together")
+
+
+def _wrong_torch(version: str, origin: str | None) -> Answer | None:
+    """Return what is to be said of a version of torch that is not allowed; None of one that is."""
+    wanted = requirement("torch")
+    if wanted is None or wanted.specifier.contains(version, prereleases=True):
+        return None
+    return broken(
+        f"torch {version} ({origin}), and mwsis needs {wanted.specifier}",
+        f"uv sync, or pip install 'torch{wanted.specifier}' torchvision; remove another torch from PYTHONPATH",
+    )
 
 
 def extra_works(name: str, asked_by: str = "") -> Answer:
