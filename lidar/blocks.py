@@ -279,14 +279,10 @@ class UNet(nn.Module):
         if not len(voxel_features):
             return voxel_features.new_zeros(0, self.out_channels)
         with sparse_precision(voxel_features.device):
-            levels = self._levels(voxel_features, voxel_coords, num_frames)
-            bottom = levels[-1]
-            for level in range(len(levels), 0, -1):
-                bottom = decode_level(levels[level - 1], bottom, *self._decoder(level))
-        features: Tensor = bottom.features.float()
-        return features
+            return self._decoded(self._levels(voxel_features, voxel_coords, num_frames))
 
     def _levels(self, voxel_features: Tensor, voxel_coords: Tensor, num_frames: int) -> list[SparseTensor]:
+        """Return what the encoder makes of the voxels, finest level first."""
         tensor = sparse_tensor(voxel_features.float(), voxel_coords, self.sparse_shape, num_frames)
         tensor = self.conv_input(tensor)
         levels = []
@@ -294,6 +290,14 @@ class UNet(nn.Module):
             tensor = stage(tensor)
             levels.append(tensor)
         return levels
+
+    def _decoded(self, levels: list[SparseTensor]) -> Tensor:
+        """Return the features of the finest level's voxels that the decoder makes of the encoder's levels."""
+        bottom = levels[-1]
+        for level in range(len(levels), 0, -1):
+            bottom = decode_level(levels[level - 1], bottom, *self._decoder(level))
+        features: Tensor = bottom.features.float()
+        return features
 
 
 class SparseUNet(UNet):
@@ -352,8 +356,16 @@ class SparseUNet(UNet):
             (B, 128 * Z, Y, X) float32: Z cells remain of the height (2 of 41), Y and X are an eighth; 0 where empty.
         """
         with sparse_precision(voxel_features.device):
-            deepest = self._levels(voxel_features, voxel_coords, num_frames)[-1]
-            volume = dense(self.conv_out(deepest))
+            return self._bird_eye(self._levels(voxel_features, voxel_coords, num_frames))
+
+    def encode_and_decode(self, voxel_features: Tensor, voxel_coords: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Return what `encode` and what `forward` return; the encoder runs once."""
+        with sparse_precision(voxel_features.device):
+            levels = self._levels(voxel_features, voxel_coords, num_frames)
+            return self._bird_eye(levels), self._decoded(levels)
+
+    def _bird_eye(self, levels: list[SparseTensor]) -> Tensor:
+        volume: Tensor = dense(self.conv_out(levels[-1]))
         return volume.float().flatten(1, 2)
 
     def _decoder(self, level: int) -> list[nn.Module]:

@@ -15,14 +15,37 @@ from lidar.blocks import BEV_STRIDE, SparseUNet, UNet, bird_eye_cells
 from lidar.detection.boxes import Boxes3D, HeatGrid
 from lidar.detection.center_head import CenterHead, CenterOutput, center_losses, find_boxes
 from lidar.detection.neck import BirdEyeNeck
-from lidar.voxelize import Voxelizer
+from lidar.voxelize import VoxelGrid, Voxelizer
 from mwsis.core.batch import PointBatch
 from mwsis.core.errors import ConfigError
 
-__all__ = ["CenterPoint", "bird_eye_shape", "build_center_point"]
+__all__ = ["CenterPoint", "bird_eye_shape", "build_center_point", "strongest_of_cells"]
 
 DECODER = ("conv_up_", "inv_conv", "conv5")
 """How the names of a `SparseUNet`'s layers begin that `encode` does not run."""
+
+
+def strongest_of_cells(features: Tensor, grid: VoxelGrid, shape: tuple[int, int], voxels_per_cell: int) -> Tensor:
+    """Return the largest value of each feature over the voxels above each cell of the bird's-eye view.
+
+    Args:
+        features: (V, D) float32, of the grid's voxels; not negative (they come out of a ReLU).
+        grid: the voxels.
+        shape: rows and columns; voxels beyond them go to the last ones.
+        voxels_per_cell: along x and along y.
+
+    Returns:
+        (B, D, rows, columns), dtype of ``features``, differentiable; 0 where a cell has no voxel.
+
+    Source: pillars of PointPillars (CVPR 2019), of voxels instead of points.
+    """
+    rows, columns = shape
+    frame, _, y, x = grid.voxel_coords.long().unbind(1)
+    row, column = (y // voxels_per_cell).clamp(max=rows - 1), (x // voxels_per_cell).clamp(max=columns - 1)
+    cell = ((frame * rows + row) * columns + column)[:, None].expand_as(features)
+    pooled = features.new_zeros(grid.num_frames * rows * columns, features.shape[1])
+    pooled = pooled.scatter_reduce(0, cell, features, "amax")
+    return pooled.view(grid.num_frames, rows, columns, -1).permute(0, 3, 1, 2)
 
 
 def bird_eye_shape(sparse_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -41,9 +64,11 @@ def bird_eye_shape(sparse_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 class CenterPoint(nn.Module):
-    """Voxelises, runs the encoder, and finds boxes in its bird's-eye view.
+    """Voxelises, runs the encoder, and finds boxes in its bird's-eye view; with ``decoder`` in the decoder's, too.
 
-    The decoder of the backbone rests: its weights stay as they were loaded.
+    Pretraining on points teaches the decoder's voxels most of what it teaches: they alone say what a point is and where
+    its object. The encoder's last level, all that a detector of the usual kind sees, carries little of that. Without
+    ``decoder`` the decoder of the backbone rests: its weights stay as they were loaded.
 
     Attributes:
         bird_eye: cells z, y, x of the encoder's output.
@@ -55,12 +80,14 @@ class CenterPoint(nn.Module):
         backbone: its `encode` is the encoder; pretrained or fresh.
         neck: (B, D, rows, columns) to features of the heat map's cells.
         head: these to heat map and codes.
+        decoder: show the head the decoder's features, too, the strongest above each cell.
         score_threshold, nms_iou: see `find_boxes`.
 
     Raises:
-        ConfigError: the grid is too low for the encoder.
+        ConfigError: the grid is too low for the encoder, or cells cut voxels.
 
-    Source: CenterPoint (Yin et al., CVPR 2021), first stage, with voxels.
+    Source: CenterPoint (Yin et al., CVPR 2021), first stage, with voxels; ``decoder``: *generalised*, as Part-A2 and
+    FSD find objects on a U-Net's points.
     """
 
     def __init__(
@@ -71,15 +98,19 @@ class CenterPoint(nn.Module):
         neck: BirdEyeNeck,
         head: CenterHead,
         *,
+        decoder: bool = False,
         score_threshold: float = 0.1,
         nms_iou: float = 0.7,
     ) -> None:
         super().__init__()
+        if decoder and BEV_STRIDE % neck.upsample:
+            raise ConfigError(f"detector.upsample: with detector.decoder expected 1, 2, 4 or 8, got {neck.upsample}")
         self.voxelizer = voxelizer
         self.encoder = encoder
         self.backbone = backbone
         self.neck = neck
         self.head = head
+        self.decoder = decoder
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         self.bird_eye = bird_eye_shape(voxelizer.sparse_shape)
@@ -88,20 +119,29 @@ class CenterPoint(nn.Module):
         rows, columns = (cells * neck.upsample for cells in self.bird_eye[1:])
         self.grid = HeatGrid((x0, y0), (edge_x, edge_y), (rows, columns))
         for name, part in backbone.named_children():
-            if name.startswith(DECODER):
+            if name.startswith(DECODER) and not decoder:
                 part.requires_grad_(False)
         backbone.conv_out.requires_grad_(True)
 
     def forward(self, points: PointBatch) -> CenterOutput:
         """Return what the head says about each cell of B sweeps."""
         grid = self.voxelizer(points)
-        if len(grid):
-            bird_eye = self.backbone.encode(self.encoder(points, grid), grid.voxel_coords, grid.num_frames)
-        else:
-            height, rows, columns = self.bird_eye
-            bird_eye = points.xyz.new_zeros(grid.num_frames, self.backbone.bev_channels * height, rows, columns)
-        output: CenterOutput = self.head(self.neck(bird_eye))
+        bird_eye, decoded = self._features(points, grid)
+        features = self.neck(bird_eye)
+        if decoded is not None:
+            voxels_per_cell = BEV_STRIDE // self.neck.upsample
+            features = torch.cat([features, strongest_of_cells(decoded, grid, self.grid.shape, voxels_per_cell)], 1)
+        output: CenterOutput = self.head(features)
         return output
+
+    def _features(self, points: PointBatch, grid: VoxelGrid) -> tuple[Tensor, Tensor | None]:
+        """Return the encoder's bird's-eye view and, where the head sees them, the decoder's voxel features."""
+        if not len(grid):
+            height, rows, columns = self.bird_eye
+            empty = points.xyz.new_zeros(grid.num_frames, self.backbone.bev_channels * height, rows, columns)
+            return empty, points.xyz.new_zeros(0, self.backbone.out_channels) if self.decoder else None
+        voxels = (self.encoder(points, grid), grid.voxel_coords, grid.num_frames)
+        return self.backbone.encode_and_decode(*voxels) if self.decoder else (self.backbone.encode(*voxels), None)
 
     def losses(self, points: PointBatch, gt: Sequence[Boxes3D]) -> dict[str, Tensor]:
         """Return the losses of B sweeps with B sets of boxes, see `center_losses`."""
@@ -124,6 +164,7 @@ def build_center_point(
     neck_up_channels: Sequence[int] = (256, 256),
     upsample: int = 1,
     head_channels: int = 64,
+    decoder: bool = False,
     score_threshold: float = 0.1,
     nms_iou: float = 0.7,
 ) -> CenterPoint:
@@ -136,6 +177,7 @@ def build_center_point(
         point_cloud_range: x0, y0, z0, x1, y1, z1, metres, vehicle frame.
         neck_layers, neck_channels, neck_up_channels, upsample: see `BirdEyeNeck`.
         head_channels: see `CenterHead`.
+        decoder: see `CenterPoint`.
         score_threshold, nms_iou: see `find_boxes`.
 
     Returns:
@@ -152,5 +194,14 @@ def build_center_point(
         raise ConfigError(f"lidar.network: {type(backbone).__name__} has no bird's-eye view; take unet_v2, res8x_unet")
     in_channels = backbone.bev_channels * bird_eye_shape(voxelizer.sparse_shape)[0]
     neck = BirdEyeNeck(in_channels, neck_layers, neck_channels, neck_up_channels, upsample)
-    head = CenterHead(neck.out_channels, num_classes, head_channels)
-    return CenterPoint(voxelizer, encoder, backbone, neck, head, score_threshold=score_threshold, nms_iou=nms_iou)
+    head = CenterHead(neck.out_channels + decoder * backbone.out_channels, num_classes, head_channels)
+    return CenterPoint(
+        voxelizer,
+        encoder,
+        backbone,
+        neck,
+        head,
+        decoder=decoder,
+        score_threshold=score_threshold,
+        nms_iou=nms_iou,
+    )

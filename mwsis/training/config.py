@@ -339,6 +339,8 @@ class DetectorConfig:
     # heat map cells per cell of the encoder's bird's-eye view (8 voxels), along each axis
     upsample: int = 1
     head_channels: int = 64
+    # show the head what the backbone's decoder says of the voxels above each cell, too
+    decoder: bool = False
     # lowest score of a box, and overlap above which the weaker of two boxes of a class is dropped
     score_threshold: float = 0.1
     nms_iou: float = 0.7

@@ -113,6 +113,7 @@ def build_model(run: RunConfig, num_classes: int) -> LidarSegmentor | CenterPoin
             neck_up_channels=sizes.neck_up_channels,
             upsample=sizes.upsample,
             head_channels=sizes.head_channels,
+            decoder=sizes.decoder,
             score_threshold=sizes.score_threshold,
             nms_iou=sizes.nms_iou,
         )

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lidar.detection.boxes import Boxes3D
-from lidar.detection.detector import DECODER, bird_eye_shape, build_center_point
+from lidar.detection.detector import DECODER, bird_eye_shape, build_center_point, strongest_of_cells
 from lidar.detection.neck import BirdEyeNeck
 from lidar.fsd_unet import fsd_unet_parts
 from lidar.res8x_unet import res8x_unet_parts
 from lidar.unet_v2 import UNetV2, unet_v2_parts
+from lidar.voxelize import VoxelGrid
 from mwsis.core.batch import PointBatch
 from mwsis.core.errors import ConfigError
 from mwsis.evaluation.detection3d import DetectionEvaluator3D, Detections3D, Objects3D
@@ -22,9 +23,9 @@ RANGE = (-9.6, -8.0, -2.0, 9.6, 8.0, 4.0)
 SMALL = {"neck_layers": (1, 1), "neck_channels": (32, 32), "neck_up_channels": (16, 16), "head_channels": 16}
 
 
-def make_detector(parts=unet_v2_parts, upsample=2):
+def make_detector(parts=unet_v2_parts, upsample=2, decoder=False):
     torch.manual_seed(0)
-    return build_center_point(parts, 3, (0.2, 0.2, 0.2), RANGE, upsample=upsample, **SMALL)
+    return build_center_point(parts, 3, (0.2, 0.2, 0.2), RANGE, upsample=upsample, decoder=decoder, **SMALL)
 
 
 def scene():
@@ -66,8 +67,9 @@ def test_a_grid_too_low_for_the_encoder_is_refused():
 
 @pytest.mark.parametrize("parts", [unet_v2_parts, res8x_unet_parts])
 @pytest.mark.parametrize("upsample", [1, 2])
-def test_cells_cover_the_range(parts, upsample):
-    detector, sweep = make_detector(parts, upsample), scene()
+@pytest.mark.parametrize("decoder", [False, True])
+def test_cells_cover_the_range(parts, upsample, decoder):
+    detector, sweep = make_detector(parts, upsample, decoder), scene()
     output = detector(batch((sweep.xyz, sweep.point_feats)))
     assert output.heat_logits.shape[-2:] == detector.grid.shape == (10 * upsample, 12 * upsample)
     rows, columns = detector.grid.shape
@@ -78,13 +80,47 @@ def test_cells_cover_the_range(parts, upsample):
     assert bool(detector.grid.holds(sweep.gt_boxes.boxes3d).all())
 
 
-def test_all_but_the_decoder_learns():
-    detector, sweep = make_detector(), scene()
+@pytest.mark.parametrize("decoder", [False, True])
+def test_the_decoder_rests_where_the_head_does_not_see_it(decoder):
+    detector, sweep = make_detector(decoder=decoder), scene()
     losses = detector.losses(batch((sweep.xyz, sweep.point_feats)), [sweep.gt_boxes])
     sum(losses.values()).backward()
     for name, parameter in detector.named_parameters():
-        resting = name.startswith(tuple(f"backbone.{part}" for part in DECODER))
+        resting = not decoder and name.startswith(tuple(f"backbone.{part}" for part in DECODER))
         assert (parameter.grad is None) == resting == (not parameter.requires_grad), name
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 60), st.integers(1, 4))
+def test_the_strongest_of_cells_equals_a_loop(seed, num_voxels, voxels_per_cell):
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor([2, 3, 9, 11])
+    coords = torch.unique((torch.rand(num_voxels, 4, generator=generator) * size).int(), dim=0)
+    features = torch.rand(len(coords), 5, generator=generator)
+    shape = (max(9 // voxels_per_cell, 1), max(11 // voxels_per_cell, 1))
+    grid = VoxelGrid(coords, torch.zeros(0, dtype=torch.int64), (3, 9, 11), 2)
+    expected = torch.zeros(2, 5, *shape)
+    for (frame, _, y, x), feature in zip(coords.tolist(), features, strict=True):
+        place = (frame, slice(None), min(y // voxels_per_cell, shape[0] - 1), min(x // voxels_per_cell, shape[1] - 1))
+        expected[place] = torch.maximum(expected[place], feature)
+    assert torch.equal(strongest_of_cells(features, grid, shape, voxels_per_cell), expected)
+
+
+@pytest.mark.parametrize("parts", [unet_v2_parts, res8x_unet_parts])
+def test_encoding_and_decoding_at_once_are_both(parts):
+    detector, sweep = make_detector(parts, decoder=True).eval(), scene()
+    points = batch((sweep.xyz, sweep.point_feats))
+    grid = detector.voxelizer(points)
+    voxels = (detector.encoder(points, grid), grid.voxel_coords, grid.num_frames)
+    bird_eye, decoded = detector.backbone.encode_and_decode(*voxels)
+    assert torch.equal(bird_eye, detector.backbone.encode(*voxels))
+    assert torch.equal(decoded, detector.backbone(*voxels))
+
+
+def test_cells_that_cut_voxels_are_refused():
+    with pytest.raises(ConfigError, match=r"detector.upsample: with detector.decoder expected 1, 2, 4 or 8, got 3"):
+        make_detector(upsample=3, decoder=True)
+    make_detector(upsample=3)
 
 
 def test_sweeps_of_a_batch_do_not_see_each_other():
@@ -95,8 +131,9 @@ def test_sweeps_of_a_batch_do_not_see_each_other():
     torch.testing.assert_close(together.heat_logits[:1], alone.heat_logits, rtol=0, atol=1e-4)
 
 
-def test_a_sweep_without_points_in_range_has_boxes_at_the_initial_score_at_most():
-    detector = make_detector().eval()
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_sweep_without_points_in_range_has_boxes_at_the_initial_score_at_most(decoder):
+    detector = make_detector(decoder=decoder).eval()
     output = detector(batch((torch.full((3, 3), 90.0), torch.zeros(3, 2))))
     assert output.heat_logits.shape == (1, 3, 20, 24)
 
@@ -122,7 +159,7 @@ def test_wrong_sizes_are_refused(wrong):
 
 @pytest.mark.slow
 def test_one_sweep_is_learned_by_heart():
-    detector, sweep = make_detector(), scene()
+    detector, sweep = make_detector(decoder=True), scene()
     for part in detector.modules():
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
             part.momentum = 0.1
