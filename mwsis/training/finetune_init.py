@@ -19,7 +19,7 @@ from lidar.detection.detector import CenterPoint
 from lidar.segmentor import LidarSegmentor
 from lidar.start_weights import MANIFEST, NEUTRAL_FILE, VOXEL_ENCODER
 from mwsis.core.errors import ConfigError, WeightMismatchError
-from mwsis.core.weights import load_weights
+from mwsis.core.weights import at_initial_length, load_weights
 from mwsis.data.manifest import file_sha256
 from mwsis.training.checkpoint import read_run_checkpoint
 from mwsis.training.commands import restore_config
@@ -80,6 +80,8 @@ def _init(run: RunConfig) -> Path:
 def start_from(run: RunConfig, model: LidarSegmentor | CenterPoint) -> None:
     """Load what a run starts from; nothing for ``scratch``.
 
+    With ``finetune.initial_length`` the loaded layers then get the length of fresh ones (`at_initial_length`).
+
     Args:
         run: ``finetune.init`` is an export folder, or a checkpoint of a pretraining run.
         model: gets backbone and, where it is learned, the voxel encoder; of a checkpoint (the teacher's weights) a
@@ -92,9 +94,16 @@ def start_from(run: RunConfig, model: LidarSegmentor | CenterPoint) -> None:
     assert run.finetune is not None
     if run.finetune.init == SCRATCH:
         return
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if _init(run).is_file():
         _start_from_checkpoint(run, model)
-        return
+    else:
+        _start_from_export(run, model)
+    if run.finetune.initial_length:
+        at_initial_length(model, initial)
+
+
+def _start_from_export(run: RunConfig, model: LidarSegmentor | CenterPoint) -> None:
     manifest, path = read_manifest(run), _init(run) / NEUTRAL_FILE
     weights = load(_content(path, manifest))
     encoder = {key.removeprefix(VOXEL_ENCODER): weights[key] for key in weights if key.startswith(VOXEL_ENCODER)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from mwsis.core.errors import WeightMismatchError
-from mwsis.core.weights import compare_weights, load_weights, read_checkpoint
+from mwsis.core.weights import at_initial_length, compare_weights, load_weights, read_checkpoint
 
 
 def module() -> nn.Module:
@@ -72,3 +73,36 @@ def test_anything_else_is_one_sentence(kind: str, tmp_path: Path):
         read_checkpoint(path)
     assert str(raised.value).startswith(str(path))
     assert "\n" not in str(raised.value)
+
+
+def a_network():
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8, eps=1e-3), nn.ReLU()),
+        nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5, eps=1e-3)),
+        nn.Linear(5, 2),
+    )
+
+
+def test_layers_before_norms_get_their_initial_length_and_the_network_stays():
+    torch.manual_seed(0)
+    network, inputs = a_network(), torch.randn(400, 3)
+    initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.02)
+    for _ in range(50):
+        optimiser.zero_grad()
+        network(inputs).square().sum(1).sub(1).square().mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        network[0][0].weight *= 6
+        network[0][1].running_mean *= 6
+        network[0][1].running_var *= 36
+    trained = copy.deepcopy(network)
+    assert at_initial_length(network, initial) == 2
+    for layer, name in ((network[0][0], "0.0.weight"), (network[1][0], "1.0.weight")):
+        torch.testing.assert_close(layer.weight.norm(), initial[name].norm())
+    assert torch.equal(network[2].weight, trained[2].weight)
+    torch.testing.assert_close(network.eval()(inputs), trained.eval()(inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.train()(inputs), trained.train()(inputs), rtol=0.02, atol=0.02)
+    before = copy.deepcopy(network.state_dict())
+    assert at_initial_length(network, before) == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

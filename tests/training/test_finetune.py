@@ -209,7 +209,7 @@ def exported(tmp_path, compose_task):
 @pytest.mark.parametrize("task", ["detection", "instance"])
 def test_training_starts_from_the_exported_backbone(compose_task, exported, task):
     folder, backbone = exported()
-    run = compose_task(task, f"finetune.init={folder}")
+    run = compose_task(task, f"finetune.init={folder}", "finetune.initial_length=false")
     model, scratch = build_model(run, 3), build_model(run, 3)
     assert_same(dict(model.state_dict()), dict(scratch.state_dict()))
     start_from(run, model)
@@ -217,6 +217,17 @@ def test_training_starts_from_the_exported_backbone(compose_task, exported, task
     for name, value in model.state_dict().items():
         if not name.startswith("backbone."):
             assert torch.equal(value, scratch.state_dict()[name]), name
+
+
+def test_the_loaded_backbone_gets_the_length_of_a_fresh_one(compose_task, exported):
+    folder, backbone = exported()
+    run = compose_task("detection", f"finetune.init={folder}")
+    model, scratch = build_model(run, 3), build_model(run, 3)
+    start_from(run, model)
+    conv, fresh, loaded = (one.conv2[0][0].weight for one in (model.backbone, scratch.backbone, backbone))
+    torch.testing.assert_close(conv.norm(), fresh.norm())
+    torch.testing.assert_close(conv / conv.norm(), loaded / loaded.norm())
+    assert not torch.equal(loaded, conv)
 
 
 @pytest.fixture
@@ -235,7 +246,7 @@ def pretrained(tmp_path, compose_tiny):
 @pytest.mark.parametrize("task", ["detection", "semantic"])
 def test_a_checkpoint_brings_heads_to_tasks_on_points(compose_task, compose_tiny, pretrained, task):
     path, teacher = pretrained()
-    run = compose_task(task, f"finetune.init={path}")
+    run = compose_task(task, f"finetune.init={path}", "finetune.initial_length=false")
     model, scratch = build_model(run, 3), build_model(run, 3)
     start_from(run, model)
     assert_same(dict(model.backbone.state_dict()), dict(teacher.backbone.state_dict()))
