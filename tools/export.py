@@ -4,6 +4,8 @@
         [to=openpcdet,mmdet3d,sst,det3d,neutral]   frameworks or classes of theirs; left out: all that the network fits
         [weights=teacher|student]
         [in_channels=4]                            for detectors without elongation
+        [initial_length=true]                      layers before a norm get the length of fresh ones: what the network
+                                                   computes stays, and it learns as fast as a fresh one again
         [recalibrate_bn=N [data=... data.root=...]]   norms measured again on N training frames, all points in range
 
 unet_v2 becomes UNetV2 and VoxelBackBone8x (openpcdet), SparseUNet and SparseEncoder (mmdet3d); res8x_unet becomes
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 
 COORDINATES = {"KittiSource": "velodyne: x forward, y left, z up, origin in the LiDAR, 1.73 m above the ground"}
 """Of data sets whose vehicle frame has not its origin on the ground."""
-OWN = {"ckpt": "", "out": "", "to": "all", "weights": "teacher", "in_channels": "5", "recalibrate_bn": "0"}
+OWN = {
+    **{"ckpt": "", "out": "", "to": "all", "weights": "teacher"},
+    **{"in_channels": "5", "initial_length": "false", "recalibrate_bn": "0"},
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -42,6 +47,8 @@ def main(arguments: list[str]) -> None:
     own, overrides = split_arguments(arguments, OWN)
     if own["weights"] not in ("teacher", "student"):
         raise ConfigError(f"weights={own['weights']}: expected teacher or student")
+    if own["initial_length"] not in ("true", "false"):
+        raise ConfigError(f"initial_length={own['initial_length']}: expected true or false")
     for name in ("in_channels", "recalibrate_bn"):
         if not own[name].isdigit():
             raise ConfigError(f"{name}={own[name]}: expected a number")
@@ -61,8 +68,17 @@ def main(arguments: list[str]) -> None:
     adapters_for(typed(restore_config(state["config"])).lidar.network, wanted)
     measured_on = frames_to_measure(state, overrides, num_frames) if num_frames else None
     scores = scores_of(Path(own["ckpt"]), state["global_step"], own["weights"])
-    in_channels = int(own["in_channels"])
-    export_run(state, own["ckpt"], Path(own["out"]), own["weights"], scores, wanted, in_channels, measured_on)
+    export_run(
+        state,
+        own["ckpt"],
+        Path(own["out"]),
+        own["weights"],
+        scores,
+        wanted,
+        in_channels=int(own["in_channels"]),
+        initial_length=own["initial_length"] == "true",
+        measured_on=measured_on,
+    )
 
 
 def _check_names(wanted: list[str]) -> None:
@@ -81,7 +97,9 @@ def export_run(
     weights: str,
     metrics: dict[str, Any],
     wanted: list[str] | None = None,
+    *,
     in_channels: int = 5,
+    initial_length: bool = False,
     measured_on: tuple[str, Iterator[PointBatch]] | None = None,
 ) -> None:
     """Export the 3D backbone of a checkpoint and print the files.
@@ -94,12 +112,13 @@ def export_run(
         metrics: scores for the manifest, which states them where the weights are as they were scored.
         wanted: targets; None for all that the network fits.
         in_channels: 5, or 4 without elongation.
+        initial_length: see `mwsis.core.weights.at_initial_length`.
         measured_on: words for frames and these, on which norms are measured again; None to leave them.
     """
     from mwsis.export.folder import export_backbone, licence_note
     from mwsis.export.recalibrate import recalibrate_norms
     from mwsis.training.config import typed
-    from mwsis.training.lidar_branch import trained_lidar
+    from mwsis.training.lidar_branch import build_lidar, trained_lidar
 
     run = typed(restore_config(state["config"]))
     if run.finetune is not None:
@@ -108,6 +127,11 @@ def export_run(
         raise ConfigError(f"{what}: method '{run.method.name}' trained no LiDAR branch, there is no backbone to export")
     lidar = trained_lidar(state, run, weights, what)
     notes = {} if in_channels == 5 else {"in_channels": f"{in_channels}: the weights of elongation are left out"}
+    if initial_length:
+        from mwsis.core.weights import at_initial_length
+
+        at_initial_length(lidar, build_lidar(run, lidar.num_classes, start=False).state_dict())
+        notes["initial_length"] = "layers before a norm have the length of fresh ones; what is computed is the same"
     if measured_on is not None:
         words, batches = measured_on
         recalibrate_norms(lidar, batches)

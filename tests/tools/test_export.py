@@ -84,6 +84,26 @@ def test_student_four_features_and_chosen_targets(unet_v2, tmp_path):
     assert manifest["training"]["metrics"] == {}
 
 
+def test_layers_get_their_initial_length(unet_v2, tmp_path):
+    path, step = unet_v2
+    state = torch.load(path, weights_only=True)
+    grown = [key for key in state["model"] if key.endswith("backbone.conv3.0.0.weight")]
+    for key in grown:
+        state["model"][key] *= 5
+    torch.save(state, tmp_path / "grown.ckpt")
+    lengths = []
+    for option in ("false", "true"):
+        arguments = [f"ckpt={tmp_path / 'grown.ckpt'}", f"out={tmp_path / option}", "to=UNetV2"]
+        export.main([*arguments, f"initial_length={option}"])
+        weights = torch.load(tmp_path / option / "openpcdet_unetv2.pth", weights_only=True)["model_state"]
+        lengths.append(weights["backbone_3d.conv3.0.0.weight"].norm())
+    assert grown
+    fresh, taught = (one.lidar.backbone.conv3[0][0].weight.norm() for one in (step.student, step.teacher.module))
+    torch.testing.assert_close(lengths, [5 * taught, fresh])
+    assert manifest_of(tmp_path / "false")["training"]["notes"] == {}
+    assert list(manifest_of(tmp_path / "true")["training"]["notes"]) == ["initial_length"]
+
+
 @pytest.mark.slow
 def test_norms_are_measured_on_whole_sweeps(unet_v2, tmp_path, monkeypatch):
     """All points in range, not only those on images; frames of the named data set."""
@@ -131,6 +151,7 @@ def watched(batches, seen):
         (["to=openpcdt"], "did you mean 'openpcdet'?"),
         (["in_channels=3"], "in_channels=3: expected 4 (without elongation) or 5"),
         (["in_channels=four"], "in_channels=four: expected a number"),
+        (["initial_length=1"], "initial_length=1: expected true or false"),
         (["weights=both"], "weights=both: expected teacher or student"),
         (["data=kitti"], "argument 'data=kitti': a data set is for recalibrate_bn=N alone"),
         (["recalibrate_bn=1", "lidar.hidden=3"], "argument 'lidar.hidden=3': after training only these can change"),
