@@ -117,9 +117,10 @@ class BoxClaims:
         return focal[self.box_camera] * self.of_box(heights) / tall.clamp(min=1)
 
     def of_box(self, by_class: tuple[float, ...]) -> Tensor:
-        """Return (G,) float64: the value of each box's class; that of class 0 for ignored regions."""
+        """Return (G,) float64: the value of each box's class; any for ignored regions and classes without a value."""
         labels = torch.cat([view.labels.labels for view in self.frame.cameras]).to(self.box.device)
-        return torch.tensor(by_class, dtype=torch.float64, device=self.box.device)[labels.clamp(min=0)]
+        known = labels.clamp(0, len(by_class) - 1)
+        return torch.tensor(by_class, dtype=torch.float64, device=self.box.device)[known]
 
     def filled(self, rows: Tensor) -> Tensor:
         """Return (G,) float64: the share of each box's area that the image extent of some of its rows takes; 0 none."""

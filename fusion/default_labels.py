@@ -98,13 +98,17 @@ def default_labels(frame: Frame, ring_segment_id: Tensor, recipe: LabelRecipe = 
         object of its box or in a box that has taken nothing.
 
     Raises:
-        ConfigError: a box has a class without constants.
+        ConfigError: a box with points in it has a class without constants.
 
     Complexity: O(point-box pairs) plus two clusterings; no loop over boxes or points.
     """
     pairs, box_labels = boxes_of(frame)
-    if len(box_labels) and int(box_labels.max()) >= len(recipe.radii):
-        raise ConfigError(f"labels=default: expected {len(recipe.radii)} classes, got {int(box_labels.max()) + 1}")
+    asked = box_labels[pairs[:, 1]]
+    if len(asked) and int(asked.max()) >= len(recipe.radii):
+        raise ConfigError(
+            f"{frame.frame_id}: method.labels=default has to label an object of which it knows neither size nor shape; "
+            "say what each class is like: data.kinds=[vehicle,pedestrian,...]"
+        )
     in_ignored = box_labels[pairs[:, 1]] < 0
     claims = BoxClaims(frame, pairs[~in_ignored], box_labels)
     candidate = _candidates(claims, ring_segment_id, recipe)

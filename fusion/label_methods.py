@@ -7,8 +7,9 @@ Each says which ring segments it wants and makes labels from them; the recipes t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fusion.default_labels import default_labels
@@ -28,29 +29,64 @@ class LabelMethod:
         rule: of its ring segments.
         recipe: (frame, ring segments, cluster radii in metres by class) to labels.
         claims: the same to the (point, box) pairs that are scored; None = each labelled point with its box.
+        by_kind: the recipe goes by what a class is like (`mwsis.data.classes.KINDS`), not by the class itself.
     """
 
     rule: RingRule
     recipe: Callable[[Frame, Tensor, Sequence[float]], PointLabels]
     claims: Callable[[Frame, Tensor, Sequence[float]], Tensor] | None = None
+    by_kind: bool = False
 
     def segments(self, frame: Frame) -> Tensor:
         """Return the ring segments of a frame, (N,) int64, -1 none; points that no image shows have none."""
         return ring_segments(frame.points, frame.lidar, frame.pixels.in_any_image, self.rule)
 
-    def pairs(self, frame: Frame, radii: Sequence[float]) -> Tensor:
-        """Return the points that each 2D box has claimed, for scoring labels against ground truth.
+    def labels(
+        self, frame: Frame, segments: Tensor, radii: Sequence[float], kinds: Sequence[int] | None = None
+    ) -> PointLabels:
+        """Return the labels of the points.
 
         Args:
             frame: the frame; its ``truth`` is not read.
+            segments: of `segments`.
             radii: cluster radius per class, metres; ours has its own.
+            kinds: what each class is like (`mwsis.data.classes.kinds_of`); None: the classes are the kinds.
+
+        Raises:
+            ConfigError: a box with points in it has a class without constants.
+        """
+        if kinds is None or not self.by_kind:
+            return self.recipe(frame, segments, radii)
+        made = self.recipe(_of_kinds(frame, kinds), segments, radii)
+        classes = torch.cat([view.labels.labels for view in frame.cameras])
+        labelled = made.instance_ids >= 0
+        semantic_labels = made.semantic_labels.clone()
+        semantic_labels[labelled] = classes[made.instance_ids[labelled]]
+        return replace(made, semantic_labels=semantic_labels)
+
+    def pairs(self, frame: Frame, radii: Sequence[float], kinds: Sequence[int] | None = None) -> Tensor:
+        """Return the points that each 2D box has claimed, for scoring labels against ground truth.
+
+        Args:
+            frame, radii, kinds: see `labels`.
 
         Returns:
             (P, 2) int64 rows (point, box), boxes counted on over the cameras.
         """
         if self.claims is not None:
             return self.claims(frame, self.segments(frame), radii)
-        return claimed_pairs(self.recipe(frame, self.segments(frame), radii))
+        return claimed_pairs(self.labels(frame, self.segments(frame), radii, kinds))
+
+
+def _of_kinds(frame: Frame, kinds: Sequence[int]) -> Frame:
+    """Return the frame with the kinds of its boxes for their classes."""
+    table = torch.tensor(kinds)
+    views = []
+    for view in frame.cameras:
+        boxes = view.labels
+        kind = torch.where(boxes.ignore, boxes.labels, table[boxes.labels.clamp(min=0)])
+        views.append(replace(view, labels=replace(boxes, labels=kind)))
+    return replace(frame, cameras=tuple(views))
 
 
 LABEL_METHODS = {
@@ -63,6 +99,6 @@ LABEL_METHODS = {
         PUBLISHED, lambda frame, segments, radii: spatial_labels(frame, segments, rings=False, radii=radii)
     ),
     "spg": LabelMethod(PUBLISHED, lambda frame, segments, radii: spatial_labels(frame, segments, radii=radii)),
-    "spg_default": LabelMethod(LOCAL, lambda frame, segments, radii: default_labels(frame, segments)),
+    "spg_default": LabelMethod(LOCAL, lambda frame, segments, radii: default_labels(frame, segments), by_kind=True),
 }
 """Every point in a box; the largest cluster of each box; MWSIS as published; ours."""

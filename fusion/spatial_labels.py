@@ -62,7 +62,7 @@ def spatial_labels(
 
     Raises:
         DataError: ``rings`` is on and no point of the frame has a ring segment.
-        ConfigError: a box has a class without a radius.
+        ConfigError: a box with points in it has a class without a radius.
 
     Complexity: O(point-box pairs) plus one clustering of all boxes together.
 
@@ -177,10 +177,11 @@ def _members(
     pairs = pairs[(box_labels[pairs[:, 1]] >= 0) & (flag[pairs[:, 0]] == KEEP)]
     if not clustering:
         return pairs
-    if len(box_labels) and int(box_labels.max()) >= len(radii):
+    asked = box_labels[pairs[:, 1]]
+    if len(asked) and int(asked.max()) >= len(radii):
         raise ConfigError(
-            f"radii: expected one cluster radius per class (at least {int(box_labels.max()) + 1}), got {len(radii)}; "
+            f"radii: expected one cluster radius per class (at least {int(asked.max()) + 1}), got {len(radii)}; "
             "add the missing ones"
         )
-    radius = torch.tensor(radii, dtype=torch.float64, device=pairs.device)[box_labels[pairs[:, 1]]]
+    radius = torch.tensor(radii, dtype=torch.float64, device=pairs.device)[asked]
     return pairs[largest_components(frame.points.xyz[:, :2], pairs, radius)]

@@ -131,7 +131,7 @@ def convert_all(run: RunConfig, source: Any, plans: list[SplitPlan], pool: Pool,
     from mwsis.training.prepare import labelling_of
 
     home = plans[0].frames.root.parent
-    jobs = jobs_of(source, plans, labelling_of(run).labeller, pool, Shard(*shard))
+    jobs = jobs_of(source, plans, labelling_of(run, source.class_names).labeller, pool, Shard(*shard))
     expected = estimate(jobs, pool)
     print_plan(source, plans, len(jobs), expected, pool)
     if expected:

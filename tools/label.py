@@ -31,8 +31,9 @@ was read and labelled before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ from mwsis.training.commands import compose_run, progress_line, run_command, spl
 from tools.convert import LICENCE_NOTE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mwsis.core.frame import Frame
     from mwsis.core.instances import PointLabels
     from mwsis.evaluation.label_quality import LabelQuality, ObjectScore
@@ -87,14 +90,14 @@ def main(arguments: list[str]) -> None:
     for name in ("quality.json", "quality.png"):
         (out / name).unlink(missing_ok=True)
     writer, quality = LabelWriter(out / "labels", source.class_names), LabelQuality(source.class_names)
-    boxes = BoxLabels(out / "boxes", source) if own["boxes3d"] == "true" else None
+    boxes = BoxLabels(out / "boxes", source, run.data.kinds) if own["boxes3d"] == "true" else None
     exports.begin()
     total, done = sum(len(split.frames) for split in splits), 0
     for split in splits:
         for frame, made in zip(split.frames, split.labels, strict=True):
             writer.add(frame.frame_id, made.pseudo)
             exports.add(LabelledFrame(frame, made.pseudo, None))
-            score_labels(quality, frame, run.data.radii)
+            score_labels(quality, frame, run.data)
             if boxes is not None:
                 boxes.add(frame, made.pseudo)
             done += 1
@@ -118,15 +121,26 @@ class BoxLabels:
     Args:
         folder: where the files go; see `mwsis.data.box_files`.
         source: the data set; its usual sizes of objects are KITTI's or Waymo's.
+        kinds: what each class is like; None: by its name.
+
+    Raises:
+        ConfigError: nothing is known of the size of a class.
     """
 
-    def __init__(self, folder: Path, source: Any) -> None:
+    def __init__(self, folder: Path, source: Any, kinds: Sequence[str] | None) -> None:
+        from torch import tensor
+
         from lidar.boxes_from_instances import USUAL_SIZES
         from mwsis.data.box_files import BoxWriter
+        from mwsis.data.classes import KINDS, kinds_of
         from mwsis.evaluation.box_quality import BoxQuality
 
         self._sizes_of = "kitti" if source.name == "kitti" else "waymo"
-        self._sizes = USUAL_SIZES[self._sizes_of]
+        found = kinds_of(source.class_names, kinds)
+        for name, kind in zip(source.class_names, found, strict=True):
+            if kind == len(KINDS):
+                raise ConfigError(f"boxes3d=true: no size is known of '{name}'; say what it is like: data.kinds=[...]")
+        self._kinds, self._sizes = tensor(found), USUAL_SIZES[self._sizes_of]
         self._writer, self._quality = BoxWriter(folder, source.class_names), BoxQuality(source.class_names)
 
     def add(self, frame: Frame, pseudo: PointLabels) -> None:
@@ -134,7 +148,12 @@ class BoxLabels:
         from lidar.boxes_from_instances import fit_boxes3d
         from mwsis.data.box_files import FrameBoxes
 
-        fitted = fit_boxes3d(frame.points.xyz, pseudo, self._sizes)
+        # sizes and shapes go by kind, and the points of an object are of one class
+        known = pseudo.semantic_labels >= 0
+        kinds = pseudo.semantic_labels.where(~known, self._kinds[pseudo.semantic_labels.clamp(min=0)])
+        fitted = fit_boxes3d(frame.points.xyz, replace(pseudo, semantic_labels=kinds), self._sizes)
+        first = (pseudo.instance_ids == fitted.instance_ids[:, None]).int().argmax(1)
+        fitted = replace(fitted, labels=pseudo.semantic_labels[first])
         self._writer.add(frame, FrameBoxes(fitted.boxes3d, fitted.labels, fitted.scores, fitted.num_points))
         if frame.truth is not None:
             self._quality.add(frame, fitted)
@@ -168,13 +187,15 @@ def facts_of(run: RunConfig, method: str, source: Any) -> dict[str, Any]:
     """Return what ``labels.json`` says about the origin of the labels."""
     from fusion.default_labels import DEFAULT
     from fusion.spatial_labels import CLEAN_SHARE, LEAVING_SHARE
+    from mwsis.data.classes import KINDS, kinds_of
 
+    kinds = [[*KINDS, "unknown"][kind] for kind in kinds_of(source.class_names, run.data.kinds)]
     clusters = {"radii": run.data.radii}
     constants = {
         "frustum": {},
         "clustering": clusters,
         "spg": {**clusters, "clean_share": CLEAN_SHARE, "leaving_share": LEAVING_SHARE},
-        "spg_default": asdict(DEFAULT),
+        "spg_default": {**asdict(DEFAULT), "kinds": kinds},
     }
     facts: dict[str, Any] = {
         "source": {"name": source.name, "fingerprint": source.fingerprint()},
@@ -189,12 +210,16 @@ def write_quality(
     quality: LabelQuality, boxes: BoxLabels | None, method: str, splits: Sequence[Split], run: RunConfig, out: Path
 ) -> None:
     """Write and print the scores, and draw the worst objects of a method; nothing without ground truth."""
+    from fusion.label_methods import LABEL_METHODS
     from mwsis.core.files import write_json
+    from mwsis.data.classes import kinds_of
 
     rows, scores = quality.rows(), quality.objects(method)
     if not rows:
         return
-    draw_worst(scores, method, splits, run, out / "quality.png")
+    kinds = kinds_of(quality.class_names, run.data.kinds)
+    pairs_of = partial(LABEL_METHODS[method].pairs, radii=run.data.radii, kinds=kinds)
+    draw_worst(scores, splits, pairs_of, f"{run.data.name}, labelled by {method}", out / "quality.png")
     content = {
         "rows": rows,
         "by_range": quality.rows("range"),
@@ -209,9 +234,10 @@ def write_quality(
     print(f"quality: {out / 'quality.json'}, worst objects: {out / 'quality.png'}")
 
 
-def draw_worst(scores: Sequence[ObjectScore], method: str, splits: Sequence[Split], run: RunConfig, path: Path) -> None:
-    """Draw the first objects of a list on one sheet."""
-    from fusion.label_methods import LABEL_METHODS
+def draw_worst(
+    scores: Sequence[ObjectScore], splits: Sequence[Split], pairs_of: Callable[[Frame], Tensor], what: str, path: Path
+) -> None:
+    """Draw the first objects of a list on one sheet, with the pairs that were scored."""
     from mwsis.core.files import atomic_write
     from mwsis.report.label_pictures import draw_object, draw_sheet
 
@@ -219,9 +245,8 @@ def draw_worst(scores: Sequence[ObjectScore], method: str, splits: Sequence[Spli
     pictures = []
     for score in scores[:NUM_SHOWN]:
         split, row = places[score.frame_id]
-        frame = split.frames[row]
-        pictures.append(draw_object(frame, LABEL_METHODS[method].pairs(frame, run.data.radii), score))
-    title = f"{run.data.name}, labelled by {method}: the {len(pictures)} worst of {len(scores)} objects"
+        pictures.append(draw_object(frame := split.frames[row], pairs_of(frame), score))
+    title = f"{what}: the {len(pictures)} worst of {len(scores)} objects"
     with atomic_write(path) as unfinished:
         draw_sheet(title, pictures).save(unfinished)
 

@@ -88,6 +88,9 @@ class DataConfig:
     cameras_per_frame: int | None = None
     # class-wise clustering radii, metres, in class order (MWSIS section 3.1: .6 .1 .4)
     radii: list[float] = field(default_factory=lambda: [0.6, 0.1, 0.4])
+    # what each class is like, vehicle, pedestrian or cyclist: the sizes that method.labels=default expects; null = by
+    # the words in its name (mwsis.data.classes.kinds_of)
+    kinds: list[str] | None = None
     # boxes | masks | mixed: whether training may see masks that a person drew; boxes is what this project is about,
     # mixed shows those of the images that say "supervision": "masks" (mwsis.data.coco_json)
     supervision: str = "boxes"

@@ -61,7 +61,7 @@ def evaluate_run(
         branch: {title: scores[title][branch] for title in scores} for branch in run.method.branches
     }
     metrics["lidar_rows"] = {title: scores[title]["lidar_rows"] for title in scores}
-    rows = label_quality(prepared.train.frames, names, run.data.radii, run.data.quality_frames)
+    rows = label_quality(prepared.train.frames, names, run.data, run.data.quality_frames)
     metrics["labels"] = {"split": run.data.train_split, "rows": rows, "trained_on": trained_from(run, "lidar")}
     metrics["data"] = {
         "name": run.data.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from fusion.default_labels import DEFAULT
 from fusion.label_methods import LABEL_METHODS
 from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import Frame
-from mwsis.data.classes import class_groups
+from mwsis.data.classes import class_groups, kinds_of
 from mwsis.data.content import content_digest
 from mwsis.data.conversion import Labelling, SplitPlan, convert, jobs_of, plan_split
 from mwsis.data.label_cache import FrameLabels, LabelCache
@@ -133,7 +133,7 @@ def prepare(run: RunConfig, source: Source, on_progress: OnProgress) -> Prepared
     plans = plan_run(run, source)
     if not all(plan.is_complete() for plan in plans):
         with worker_pool(run.data.cache_workers) as pool:
-            jobs = jobs_of(source, plans, labelling_of(run).labeller, pool)
+            jobs = jobs_of(source, plans, labelling_of(run, source.class_names).labeller, pool)
             convert(jobs, plans, pool, partial(on_progress, "frames"), strict=True)
     splits = [Split(FrameStore(plan.frames.root), LabelCache(plan.labels.root)) for plan in plans]
     if run.data.expected_content is not None:
@@ -154,17 +154,23 @@ def _check_content(config: DataConfig, splits: list[Split]) -> None:
 def plan_run(run: RunConfig, source: Source) -> list[SplitPlan]:
     """Return where the frames and labels of both splits are kept; another source or other settings, other folders."""
     home = Path(run.data.cache) / f"{run.data.name}-{source.identity()[:12]}"
-    return [plan_split(source, split, home, labelling_of(run)) for split in (run.data.train_split, run.data.val_split)]
+    labelling = labelling_of(run, source.class_names)
+    return [plan_split(source, split, home, labelling) for split in (run.data.train_split, run.data.val_split)]
 
 
-def labelling_of(run: RunConfig) -> Labelling:
-    """Return how a run makes spatial labels, once per frame, from 2D boxes."""
-    name, radii = label_method_of(run.method), tuple(run.data.radii)
+def labelling_of(run: RunConfig, class_names: Sequence[str]) -> Labelling:
+    """Return how a run makes spatial labels, once per frame, from 2D boxes.
+
+    Raises:
+        ConfigError: there is no such way, or ``data.kinds`` does not fit the classes.
+    """
+    name, kinds = label_method_of(run.method), kinds_of(class_names, run.data.kinds)
     constants = DEFAULT if name == "spg_default" else f"radii={run.data.radii}"
     settings = f"{LABEL_VERSION} {name} {LABEL_METHODS[name].rule} {constants}"
-    return Labelling(
-        partial(_label, name=name, radii=radii), settings, hashlib.sha256(settings.encode()).hexdigest()[:12]
-    )
+    if LABEL_METHODS[name].by_kind and kinds != tuple(range(len(kinds))):
+        settings += f" kinds={kinds}"
+    labeller = partial(_label, name=name, radii=tuple(run.data.radii), kinds=kinds)
+    return Labelling(labeller, settings, hashlib.sha256(settings.encode()).hexdigest()[:12])
 
 
 def label_method_of(method: MethodConfig) -> str:
@@ -182,7 +188,7 @@ def label_method_of(method: MethodConfig) -> str:
     return "spg_default" if method.labels == "default" else "spg" if method.spg_rings else "clustering"
 
 
-def _label(frame: Frame, name: str, radii: tuple[float, ...]) -> FrameLabels:
+def _label(frame: Frame, name: str, radii: tuple[float, ...], kinds: tuple[int, ...]) -> FrameLabels:
     method = LABEL_METHODS[name]
     segments = method.segments(frame)
-    return FrameLabels(method.recipe(frame, segments, radii), segments)
+    return FrameLabels(method.labels(frame, segments, radii, kinds), segments)

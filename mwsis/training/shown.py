@@ -71,7 +71,7 @@ def shown_frames(
         DataError: there is no such frame, or it cannot be decoded.
         WeightMismatchError: the checkpoint's weights do not fit its configuration.
     """
-    label = labelling_of(run).labeller
+    label = labelling_of(run, source.class_names).labeller
     teacher = None if state is None else load_run(state, run, len(source.class_names), what)[0]
     transform, rsc = build.build_transform(run, augment=False), ring_classes(run) if run.method.rsc else ()
     for frame_id in frame_ids:

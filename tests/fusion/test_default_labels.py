@@ -167,10 +167,38 @@ def test_nothing_to_label() -> None:
     assert set(labels.instance_ids.tolist()) == {-1}
 
 
-def test_a_class_without_constants_is_named() -> None:
-    frame = street([], [[0.0, 0.0, 5.0, 5.0]], [3])
-    with pytest.raises(ConfigError, match="labels=default: expected 3 classes, got 4"):
-        default_labels(frame, torch.full((len(frame.points),), -1))
+def test_a_class_without_constants_is_named_where_it_has_points() -> None:
+    frame = street([], [[0.0, 0.0, 5.0, 5.0]], [3])  # a box without points, as all of COCO's
+    assert set(default_labels(frame, torch.full((len(frame.points),), -1)).instance_ids.tolist()) == {-1}
+    seen, segments = two_views(0)
+    with pytest.raises(ConfigError, match=r"knows neither size nor shape; .*data.kinds=\[vehicle,pedestrian"):
+        default_labels(relabelled(seen, [3, 3, 3]), segments)
+
+
+def relabelled(frame: Frame, classes: list[int]) -> Frame:
+    """Return the frame with other classes for its boxes."""
+    table, views = torch.tensor(classes), []
+    for view in frame.cameras:
+        given = view.labels
+        labels = torch.where(given.ignore, given.labels, table[given.labels.clamp(min=0)])
+        views.append(replace(view, labels=replace(given, labels=labels)))
+    return replace(frame, cameras=tuple(views))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_in_another_order_are_labelled_by_what_they_are_like(seed: int) -> None:
+    frame, segments = two_views(seed)
+    method, kinds = LABEL_METHODS["spg_default"], [2, 0, 1, 0]  # of classes 0 to 3
+    other = relabelled(frame, [1, 2, 0])  # vehicles, pedestrians and cyclists among them
+    expected, got = method.labels(frame, segments, ()), method.labels(other, segments, (), kinds)
+    assert torch.equal(got.instance_ids, expected.instance_ids)
+    assert torch.equal(got.confidence, expected.confidence)
+    table = torch.tensor([1, 2, 0])
+    labelled = expected.semantic_labels >= 0
+    assert bool(labelled.any())
+    assert torch.equal(got.semantic_labels[labelled], table[expected.semantic_labels[labelled]])
+    assert torch.equal(got.semantic_labels[~labelled], expected.semantic_labels[~labelled])
+    assert torch.equal(method.pairs(other, (), kinds), method.pairs(frame, ()))
 
 
 @pytest.mark.gpu

@@ -233,7 +233,7 @@ def test_poisoned_ground_truth_changes_no_label(compose_tiny, prepare_tiny, labe
     from mwsis.training.prepare import labelling_of
 
     run = compose_tiny(f"method.labels={labels}")
-    labeller = labelling_of(run).labeller
+    labeller = labelling_of(run, ("Vehicle", "Pedestrian", "Cyclist")).labeller
     frames = prepare_tiny(run).train.frames
     for clean, poisoned in zip(frames, Poisoned(frames), strict=False):
         made = [labeller(frame) for frame in (clean, poisoned)]
