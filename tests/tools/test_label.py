@@ -169,9 +169,9 @@ def test_the_mean_is_over_classes_and_none_where_a_class_has_none():
 
 
 def test_waymo_labels_carry_the_licence_note():
-    run = SimpleNamespace(data=SimpleNamespace(radii=[0.6, 0.1, 0.4]))
+    run = SimpleNamespace(data=SimpleNamespace(radii=[0.6, 0.1, 0.4], kinds=None))
     facts = {
-        name: label.facts_of(run, "spg", SimpleNamespace(name=name, fingerprint=lambda: "f"))
+        name: label.facts_of(run, "spg", SimpleNamespace(name=name, class_names=("Car",), fingerprint=lambda: "f"))
         for name in ("waymo_v2", "kitti")
     }
     assert "Waymo Open Dataset" in facts["waymo_v2"]["licence"]
