@@ -224,6 +224,7 @@ def write_quality(
         "rows": rows,
         "by_range": quality.rows("range"),
         "by_points": quality.rows("points"),
+        "by_hidden": quality.rows("hidden"),
         "worst": {"method": method, "objects": [asdict(score) for score in scores[:NUM_SHOWN]]},
     }
     print(table(rows))

@@ -19,6 +19,7 @@ from torch import Tensor
 from mwsis.core.frame import Frame, FrameTruth
 from mwsis.core.instances import IGNORE
 from mwsis.core.segment_ops import segment_median
+from mwsis.evaluation.occlusion import hidden_shares
 
 __all__ = ["LabelQuality", "ObjectScore", "box_columns", "object_pairs", "true_pairs"]
 
@@ -30,10 +31,10 @@ SHELL = 0.2
 """Metres: points this little outside a true 3D box count on neither side of the tolerant IoU."""
 LOW = 0.1
 """Metres: nor do points of a true 3D box this little above its bottom."""
-EDGES = {"range": (0.0, 15.0, 30.0, 45.0), "points": (5.0, 20.0, 100.0, 500.0)}
-"""Lower edges of the bins of rows: metres of range, number of true points; the last bin is open."""
+EDGES = {"range": (0.0, 15.0, 30.0, 45.0), "points": (5.0, 20.0, 100.0, 500.0), "hidden": (0.0, 0.1, 0.4)}
+"""Lower edges of the bins of rows: metres of range, number of true points, hidden share; the last bin is open."""
 COLUMNS = (
-    *("frame", "camera", "box", "class", "range", "shared", "labelled", "points"),
+    *("frame", "camera", "box", "class", "range", "hidden", "shared", "labelled", "points"),
     *("tolerant_shared", "tolerant_labelled", "tolerant_points"),
 )
 COLUMN = {name: index for index, name in enumerate(COLUMNS)}
@@ -49,6 +50,8 @@ class ObjectScore:
         box: index of the box, counted on over the frame's cameras.
         class_name: of the box.
         range: metres, median of the object's points from the sensor's axis.
+        hidden: largest share of the box, in [0, 1], that the box of one nearer object of this camera covers; only an
+            object with true points in the image can hide another.
         points: true points of the object in the camera's image.
         labelled: points that the method gave to the box.
         point_iou, precision, recall: of these two sets; precision is 0 where nothing was labelled.
@@ -60,6 +63,7 @@ class ObjectScore:
     box: int
     class_name: str
     range: float
+    hidden: float
     points: int
     labelled: int
     point_iou: float
@@ -112,8 +116,9 @@ class LabelQuality:
         """Return one row per method and class that has objects, methods in the order they were first added.
 
         Args:
-            by: ``"range"`` or ``"points"`` splits each row by the objects' range (0-15, 15-30, 30-45, >45 m) or number
-                of true points (5-20, 20-100, 100-500, >500); a bin holds its lower edge and not its upper one.
+            by: ``"range"``, ``"points"`` or ``"hidden"`` splits each row by the objects' range (0-15, 15-30, 30-45, >45
+                m), number of true points (5-20, 20-100, 100-500, >500) or hidden share (0-0.1, 0.1-0.4, >0.4); a bin
+                holds its lower edge and not its upper one.
 
         Returns:
             ``method``, ``class``, ``objects``; ``point_iou``, ``precision``, ``recall``: means over objects, where an
@@ -152,6 +157,7 @@ class LabelQuality:
             box=int(row["box"]),
             class_name=self.class_names[int(row["class"])],
             range=row["range"],
+            hidden=row["hidden"],
             points=int(points),
             labelled=int(labelled),
             point_iou=shared / (points + labelled - shared),
@@ -232,8 +238,10 @@ def _object_table(frame: Frame, truth: FrameTruth, pairs: Tensor, box_camera: Te
         torch.bincount(each, minlength=num_boxes)
         for each in (box[hit & labelled_far], box[labelled_far], wanted[wanted_far, 1])
     ]
+    boxes = torch.cat([torch.zeros(0, 4), *(view.labels.boxes for view in frame.cameras)])
+    hidden = hidden_shares(boxes, box_camera, range_)
     empty = torch.zeros(num_boxes)
-    columns = (empty, box_camera, torch.arange(num_boxes), empty, range_, *counts)
+    columns = (empty, box_camera, torch.arange(num_boxes), empty, range_, hidden, *counts)
     return torch.stack([column.double() for column in columns], 1)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,15 +15,16 @@ from mwsis.core.geometry import CameraModel
 from mwsis.core.instances import BACKGROUND, IGNORE, Boxes2D
 from mwsis.data.kitti import KittiSource
 from mwsis.evaluation.label_quality import COLUMNS, LabelQuality
+from mwsis.evaluation.occlusion import hidden_shares
 from tests.fusion.test_spatial_labels import kitti_mini
 from tests.reference import label_quality as reference
 
 CLASSES = ("Vehicle", "Pedestrian", "Cyclist")
 
 
-def camera(labels: list[int], name: str = "FRONT") -> CameraView:
+def camera(labels: list[int], name: str = "FRONT", boxes: torch.Tensor | None = None) -> CameraView:
     model = CameraModel(100, 50, torch.ones(4).double(), torch.zeros(5).double(), torch.eye(4).double())
-    boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(len(labels), 1)
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(len(labels), 1) if boxes is None else boxes
     classes = torch.tensor(labels, dtype=torch.int64)
     return CameraView(name, model, b"", Boxes2D(boxes, classes, classes < 0))
 
@@ -193,6 +194,25 @@ def test_rows_by_range_and_by_points_divide_the_objects():
     assert "semantic_iou" not in quality.rows("range")[0]
 
 
+def test_a_box_is_hidden_by_the_one_nearer_box_that_covers_most():
+    """Camera 1: boxes 2 (object 7, 6 m), 3 (object 8, 12 m) and 4 (object 9, 17 m); box 5 has no object."""
+    made = scene()
+    edges = torch.tensor([[0.0, 0, 3, 10], [0, 0, 10, 10], [8, 0, 10, 10], [0, 0, 10, 10]])
+    made = replace(made, cameras=(made.cameras[0], camera([0, 1, 2, 1], boxes=edges)))
+    quality = LabelQuality(CLASSES)
+    quality.add("rings", made, pairs({0: list(range(4)), 3: [10]}))
+    assert {score.box: score.hidden for score in quality.objects("rings")} == {0: 0, 3: pytest.approx(0.3)}
+    rows = [(row["class"], row["bin"], row["objects"], row["point_iou"]) for row in quality.rows("hidden")]
+    assert rows == [("Vehicle", "0-0.1", 1, 0.5), ("Pedestrian", "0.1-0.4", 1, pytest.approx(1 / 6))]
+
+
+def test_neither_farther_boxes_nor_those_of_other_cameras_nor_unknown_ones_hide():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 5, 10], [2, 2, 12, 12], [0, 0, 10, 10]])
+    cameras, ranges = torch.tensor([0, 0, 0, 1]), torch.tensor([20.0, 30.0, float("inf"), 5.0])
+    assert hidden_shares(boxes, cameras, ranges).tolist() == [0, 1, pytest.approx(0.64), 0]
+    assert hidden_shares(boxes[:0], cameras[:0], ranges[:0]).shape == (0,)
+
+
 def test_objects_come_worst_first_with_their_names():
     quality = LabelQuality(CLASSES)
     quality.add("rings", scene("first"), pairs({0: list(range(8)), 3: [10, 11, 12]}))
@@ -231,6 +251,12 @@ def scenes(draw):
     objects = tuple(numbers.integers(-1, num_objects, numbers.integers(0, 4)).tolist() for _ in range(num_cameras))
     boxes = tuple([int(classes[own]) if own >= 0 else int(numbers.integers(-1, 3)) for own in ids] for ids in objects)
     frame = make_frame(xyz, slots, semantic, instance, boxes3d, boxes, objects)
+    views = []
+    for number, labels in enumerate(boxes):
+        low, size = numbers.integers(0, 4, (len(labels), 2)), numbers.integers(1, 5, (len(labels), 2))
+        edges = torch.from_numpy(np.concatenate([low, low + size], 1)).float()
+        views.append(camera(labels, f"camera {number}", edges))
+    frame = replace(frame, cameras=tuple(views))
     num_boxes = sum(map(len, boxes))
     every = [(point, box) for point in range(num_points) for box in range(num_boxes) if max(slots[point].tolist()) >= 0]
     return frame, [pair for pair in every if numbers.random() < 0.3]

@@ -26,7 +26,8 @@ def object_counts(frame: Frame, pairs: list[tuple[int, int]]) -> dict[int, dict[
                     labelled.add(point)
             labelled = {point for point in labelled if int(truth.semantic_labels[point]) != IGNORE}
             if len(wanted) >= 5:
-                found[box] = counts(frame, wanted, labelled, instance)
+                hidden = hidden_share(frame, camera, own, wanted)
+                found[box] = {"hidden": hidden, **counts(frame, wanted, labelled, instance)}
     return found
 
 
@@ -59,10 +60,28 @@ def is_wanted(frame: Frame, point: int, camera: int, instance: int) -> bool:
     )
 
 
+def hidden_share(frame: Frame, camera: int, own: int, wanted: set[int]) -> float:
+    """Return the largest share of a box that one box of the same camera with a nearer object covers."""
+    boxes, ids = frame.cameras[camera].labels.boxes.double().tolist(), frame.truth.box_instance_ids[camera].tolist()
+    x0, y0, x1, y1 = boxes[own]
+    largest = 0.0
+    for (a0, b0, a1, b1), instance in zip(boxes, ids, strict=True):
+        points = {point for point in range(len(frame.points)) if is_wanted(frame, point, camera, instance)}
+        if instance < 0 or not points or median_range(frame, points) >= median_range(frame, wanted):
+            continue
+        width, height = min(x1, a1) - max(x0, a0), min(y1, b1) - max(y0, b0)
+        if width > 0 and height > 0:
+            largest = max(largest, width * height / ((x1 - x0) * (y1 - y0)))
+    return largest
+
+
+def median_range(frame: Frame, points: set[int]) -> float:
+    return median_low([math.hypot(*frame.points.xyz[point, :2].double().tolist()) for point in points])
+
+
 def counts(frame: Frame, wanted: set[int], labelled: set[int], instance: int) -> dict[str, float]:
-    ranges = [math.hypot(*frame.points.xyz[point, :2].double().tolist()) for point in wanted]
     row = {
-        "range": median_low(ranges),
+        "range": median_range(frame, wanted),
         "shared": len(wanted & labelled),
         "labelled": len(labelled),
         "points": len(wanted),

@@ -90,7 +90,7 @@ def test_scores_of_all_methods_and_pictures_of_one(labelled, capsys):
     quality = json.loads((out / "quality.json").read_text())
     assert [row["method"] for row in quality["rows"]] == list(METHODS)  # cars only
     assert quality["rows"][0].keys() == OLD_KEYS | {"tolerant_iou", "semantic_iou"}
-    for part in ("by_range", "by_points"):
+    for part in ("by_range", "by_points", "by_hidden"):
         objects = sum(row["objects"] for row in quality[part] if row["method"] == "spg")
         assert objects == quality["rows"][2]["objects"] == 3
     assert quality["worst"]["method"] == "spg"
