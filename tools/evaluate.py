@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
         if formats:
             exports.add(labelled_by(prediction))
 
-    metrics, _ = evaluate_run(run, state, prepared, own["ckpt"], progress_line, protocol, export)
+    metrics = evaluate_run(run, state, prepared, own["ckpt"], progress_line, protocol, export).metrics
     metrics["wall_s"] = round(time.monotonic() - began, 1)
     path = Path(own["out"]) / "metrics.json"
     write_json(path, metrics)

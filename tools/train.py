@@ -155,7 +155,7 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
     from tools.export import export_run
 
     state = read_run_checkpoint(folder.checkpoint)
-    metrics, shown = evaluate_run(run, state, prepared, str(folder.checkpoint), progress_line)
+    metrics, shown, worst = evaluate_run(run, state, prepared, str(folder.checkpoint), progress_line)
     if "lidar" in run.method.branches:
         scores = (metrics["lidar"] or {}).get("teacher") or {}
         export_run(state, str(folder.checkpoint), folder.export, "teacher", scores)

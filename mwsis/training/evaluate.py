@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusion.segmentor import MultimodalSegmentor
+from mwsis.evaluation.objects import ObjectQuality, WorstObject
 from mwsis.evaluation.predictions import FramePrediction, SplitScores
 from mwsis.evaluation.protocols import OURS, PROTOCOLS, Protocol
 from mwsis.training import build
@@ -18,10 +19,24 @@ from mwsis.training.label_scores import label_quality
 from mwsis.training.prepare import Prepared, images_in_words, labelled_images, ring_classes
 from mwsis.training.run import load_run
 
-__all__ = ["evaluate_run", "for_protocol", "trained_from"]
+__all__ = ["Evaluation", "evaluate_run", "for_protocol", "trained_from"]
 
 OnProgress = Callable[[str, int, int], None]
 OnFound = Callable[[FramePrediction], None]
+
+
+class Evaluation(NamedTuple):
+    """How well a run did.
+
+    Attributes:
+        metrics: the content of ``metrics.json`` without ``wall_s``.
+        shown: the teacher's predictions to be drawn, in the order of the frames.
+        worst: the true objects whose points the teacher found worst, the worst first; none without ground truth.
+    """
+
+    metrics: dict[str, Any]
+    shown: list[FramePrediction]
+    worst: list[WorstObject]
 
 
 def evaluate_run(
@@ -32,8 +47,8 @@ def evaluate_run(
     on_progress: OnProgress,
     protocol: Protocol = OURS,
     on_found: OnFound = lambda prediction: None,
-) -> tuple[dict[str, Any], list[FramePrediction]]:
-    """Return the content of ``metrics.json`` (without ``wall_s``) and the teacher's predictions to be drawn.
+) -> Evaluation:
+    """Return the scores of a run, and what of its predictions is worth a look.
 
     Args:
         run: configuration.
@@ -47,9 +62,11 @@ def evaluate_run(
     names = prepared.source.class_names
     teacher, student = load_run(state, run, len(names), what)
     shown: list[FramePrediction] = []
+    objects = ObjectQuality(names)
 
     def keep(prediction: FramePrediction) -> None:
         on_found(prediction)
+        objects.add(prediction)
         if len(shown) < run.trainer.report_frames:
             shown.append(prediction)
 
@@ -61,6 +78,7 @@ def evaluate_run(
         branch: {title: scores[title][branch] for title in scores} for branch in run.method.branches
     }
     metrics["lidar_rows"] = {title: scores[title]["lidar_rows"] for title in scores}
+    metrics["objects"] = objects.rows()
     rows = label_quality(prepared.train.frames, names, run.data, run.data.quality_frames)
     metrics["labels"] = {"split": run.data.train_split, "rows": rows, "trained_on": trained_from(run, "lidar")}
     metrics["data"] = {
@@ -76,7 +94,7 @@ def evaluate_run(
     counts = labelled_images(run, prepared.source)
     if counts and trained.data.supervision == "mixed" and metrics["data"]["fingerprint"] == state["data_fingerprint"]:
         metrics["labels_used"] += f": {images_in_words(counts)}"
-    return metrics, shown
+    return Evaluation(metrics, shown, objects.worst())
 
 
 def _scored(

@@ -87,12 +87,12 @@ def test_what_a_run_says_it_was_trained_from(compose, trained, prepare_tiny, cap
     run = compose(overrides=["trainer.max_steps=2"])
     folder = trained(run, "said")
     state, prepared = read_run_checkpoint(folder.checkpoint), prepare_tiny(run)
-    metrics, _ = evaluate_run(run, state, prepared, "test", lambda *_: None)
+    metrics = evaluate_run(run, state, prepared, "test", lambda *_: None).metrics
     said = f"what each image has: gt_ masks, 2D boxes or points (and the pseudo_ masks of {run.data.masks})"
     assert labels_used(run) == said
     assert metrics["labels_used"] == f"{said}: masks of 2 images, boxes of 2, points of 3"
     assert trained_from(run, "camera") == f"{said}, pseudo_ masks of its teacher (IPG)"
-    elsewhere, _ = evaluate_run(run, {**state, "data_fingerprint": "another"}, prepared, "test", lambda *_: None)
+    elsewhere = evaluate_run(run, {**state, "data_fingerprint": "another"}, prepared, "test", lambda *_: None)[0]
     assert elsewhere["labels_used"] == said
     capsys.readouterr()
     print_labels(run, prepared.source)
