@@ -1,4 +1,4 @@
-"""What happens around a step: checkpoints, interrupts, the loss log.
+"""What happens around a step: checkpoints, interrupts, the loss log; scores on the way are in `score_log.py`.
 
 on_train_start       handlers for ctrl-C and SIGTERM are installed; under Slurm also for SIGUSR1
 on_train_batch_end   losses are logged; every `every` steps, at an interrupt and at the end the run is saved
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +23,7 @@ from mwsis.core.files import atomic_write
 from mwsis.training import checkpoint, launch
 from mwsis.training.module import TrainingModule
 
-__all__ = ["LossLog", "SaveAndStop", "read_losses"]
+__all__ = ["LossLog", "RowLog", "SaveAndStop", "read_losses", "read_rows"]
 
 
 class SaveAndStop(Callback):
@@ -87,19 +88,42 @@ class SaveAndStop(Callback):
         self.interrupted = True
 
 
-class LossLog(Callback):
-    """Writes every loss to ``losses.csv`` (step, name, value) and to TensorBoard, and every skipped step.
+class RowLog:
+    """A CSV file of a run whose first column is the step, continued by a resumed run.
 
     Rows at or after the step a run is resumed from are dropped first, so the file reads as if never interrupted. A disk
     without room for them ends the run (`launch.RunStopped`); the last checkpoint is kept.
+
+    Args:
+        path: of the file, made or continued.
+        columns: their names.
+        start_step: of the run.
     """
 
+    def __init__(self, path: Path, columns: tuple[str, ...], start_step: int) -> None:
+        self.path = path
+        rows = [row for row in read_rows(path, len(columns)) if row[0] < start_step] if path.exists() else []
+        with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *rows])
+
+    def append(self, rows: Sequence[tuple[Any, ...]], what: str) -> None:
+        """Write rows; ``what`` names them where that fails."""
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
+        except OSError as error:
+            raise launch.RunStopped(
+                f"{self.path}: {what} were not written ({error.strerror}); make room, then continue with "
+                f"resume={self.path.parent}"
+            ) from error
+
+
+class LossLog(Callback):
+    """Writes every loss to ``losses.csv`` (`RowLog`: step, name, value) and to TensorBoard, and every skipped step."""
+
     def __init__(self, folder: Path, start_step: int, every: int) -> None:
-        self.path = folder / "losses.csv"
         self.every = every
-        rows = [row for row in read_losses(self.path) if row[0] < start_step] if self.path.exists() else []
-        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("step", "name", "value"), *rows])
+        self.rows = RowLog(folder / "losses.csv", ("step", "name", "value"), start_step)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
 
     def on_train_batch_end(
@@ -110,14 +134,7 @@ class LossLog(Callback):
         if step % self.every and "skipped" not in outputs:
             return
         rows = [(step, name, float(value)) for name, value in outputs.items()]
-        try:
-            with open(self.path, "a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(rows)
-        except OSError as error:
-            raise launch.RunStopped(
-                f"{self.path}: the losses of step {step} were not written ({error.strerror}); make room, then continue "
-                f"with resume={self.path.parent}"
-            ) from error
+        self.rows.append(rows, f"the losses of step {step}")
         for _, name, value in rows:
             self.board.add_scalar(name, value, step)
 
@@ -127,9 +144,17 @@ class LossLog(Callback):
 
 def read_losses(path: Path) -> list[tuple[int, str, float]]:
     """Return the rows (step, name, value) of a loss log; a last line cut short by a crash is left out."""
+    return read_rows(path, 3)
+
+
+def read_rows(path: Path, num_columns: int) -> list[tuple[Any, ...]]:
+    """Return the rows of a log, the first column as int, the last as float, those between as text.
+
+    A last line cut short by a crash is left out.
+    """
     rows = []
     with open(path, newline="", encoding="utf-8") as file:
         for row in list(csv.reader(file))[1:]:
-            if len(row) == 3 and row[2]:
-                rows.append((int(row[0]), row[1], float(row[2])))
+            if len(row) == num_columns and row[-1]:
+                rows.append((int(row[0]), *row[1:-1], float(row[-1])))
     return rows

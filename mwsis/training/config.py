@@ -329,6 +329,10 @@ class TrainerConfig:
     log_every: int = 1
     # frames drawn in the report
     report_frames: int = 3
+    # teacher and student are scored each time this share of the run is done (0.25: four times); 0 = only at its end
+    score_every: float = 0.0
+    # validation frames, evenly spread, that these scores are measured on
+    score_frames: int = 2
 
 
 @dataclass
@@ -416,11 +420,14 @@ def typed(config: DictConfig) -> RunConfig:
         ("trainer.lidar_every", run.trainer.lidar_every),
         ("trainer.checkpoint_every", run.trainer.checkpoint_every),
         ("trainer.log_every", run.trainer.log_every),
+        ("trainer.score_frames", run.trainer.score_frames),
         ("trainer.devices", run.trainer.devices),
         ("trainer.nodes", run.trainer.nodes),
     ):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
+    if not 0 <= run.trainer.score_every <= 1:
+        raise ConfigError(f"trainer.score_every: expected a share of the run, 0 to 1, got {run.trainer.score_every}")
     if run.trainer.max_skipped_steps < 0:
         raise ConfigError(f"trainer.max_skipped_steps: expected at least 0, got {run.trainer.max_skipped_steps}")
     shares = run.trainer.devices * run.trainer.nodes * run.trainer.accumulate

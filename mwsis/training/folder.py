@@ -48,6 +48,10 @@ class RunFolder:
         return self.root / "losses.csv"
 
     @property
+    def scores(self) -> Path:
+        return self.root / "scores.csv"
+
+    @property
     def votes(self) -> Path:
         return self.root / "vote_history.u16"
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from mwsis.training.config import RunConfig
 from mwsis.training.folder import RunFolder
 from mwsis.training.module import TrainingModule, TrainingStep
 from mwsis.training.prepare import Prepared
+from mwsis.training.score_log import ScoreLog
 
 __all__ = ["build_step", "fit", "load_run", "train"]
 
@@ -50,7 +51,8 @@ def train(run: RunConfig, folder: RunFolder, prepared: Prepared) -> bool:
         prepared.train.frames, prepared.train.labels, build.build_transform(run, augment=True), run.seed
     )
     join = partial(collate_padded, size=tuple(run.data.pad_to)) if run.data.pad_to else collate
-    return fit(run, folder, prepared.source, partial(build_step, run, prepared, folder), samples, join)
+    log = [ScoreLog(folder.scores, run, prepared)] if run.trainer.score_every and launch.is_first() else []
+    return fit(run, folder, prepared.source, partial(build_step, run, prepared, folder), samples, join, log)
 
 
 def fit(
@@ -60,6 +62,7 @@ def fit(
     new_step: Callable[[], TrainingStep],
     samples: Dataset[Any],
     join: Join,
+    after_steps: Sequence[Callback] = (),
 ) -> bool:
     """Train, or continue, until ``trainer.max_steps``; each of several processes calls this (`launch.join`).
 
@@ -70,6 +73,7 @@ def fit(
         new_step: makes the untrained step, a function of the configuration alone.
         samples: F training samples by (index, position), see `ResumableSampler`.
         join: makes a batch, with ``frame_ids``, of some samples.
+        after_steps: called after each step, before the run is saved.
 
     Returns:
         True when the run is complete, False when it was interrupted and can be resumed.
@@ -98,7 +102,9 @@ def fit(
     }
     save_and_stop = SaveAndStop(folder.checkpoint, run.trainer.checkpoint_every, facts, run.trainer.slurm)
     with _faults_explained(run.trainer.workers, folder):
-        _trainer(run, folder, start_step, save_and_stop).fit(module, _loader(run, samples, join, start_step))
+        _trainer(run, folder, start_step, [*after_steps, save_and_stop]).fit(
+            module, _loader(run, samples, join, start_step)
+        )
     return not save_and_stop.interrupted
 
 
@@ -194,10 +200,10 @@ def _leave_signals_alone(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _trainer(run: RunConfig, folder: RunFolder, start_step: int, save_and_stop: SaveAndStop) -> lightning.Trainer:
+def _trainer(run: RunConfig, folder: RunFolder, start_step: int, after_steps: Sequence[Callback]) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=5), save_and_stop]
+    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=5), *after_steps]
     if launch.is_first():
         callbacks.insert(1, LossLog(folder.root, start_step, run.trainer.log_every))
     return lightning.Trainer(
