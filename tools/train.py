@@ -12,7 +12,8 @@ Settings are key=value; files in configs/ hold the defaults of each group:
     trainer=cpu|gpu|ddp|slurm  experiment=...
     seed=0  out=DIR  trainer.max_steps=N  method.ipg=false  method.pvc=false  method.cscs.camera_to_lidar=false  ...
 
-The run folder holds config.yaml, metrics.json, report.html, losses.csv, checkpoints/last.ckpt and export/.
+The run folder holds config.yaml, metrics.json, report.html, losses.csv, checkpoints/last.ckpt and export/; with
+trainer.score_every=0.25 also scores.csv, teacher and student on a few validation frames at each quarter of the run.
 Exit code: 0 done, 2 wrong input, 3 stopped by a full disk, a lost process or losses that are not finite (either way one
 sentence says what), 130 interrupted (resume continues).
 """
@@ -147,11 +148,12 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
     """Evaluate teacher and student, export the teacher's 3D backbone, write metrics and report."""
     from mwsis.core.files import write_json
     from mwsis.report.content import Report
-    from mwsis.report.gallery import draw_frame
+    from mwsis.report.gallery import draw_frame, draw_worst
     from mwsis.report.html import provenance, write_report
     from mwsis.training.callbacks import read_losses
     from mwsis.training.checkpoint import read_run_checkpoint
     from mwsis.training.evaluate import evaluate_run, trained_from
+    from mwsis.training.score_log import read_scores
     from tools.export import export_run
 
     state = read_run_checkpoint(folder.checkpoint)
@@ -173,6 +175,8 @@ def finish(run: RunConfig, folder: RunFolder, prepared: Prepared, began: float) 
         metrics=metrics,
         galleries=galleries,
         losses=[{"step": step, "name": name, "value": value} for step, name, value in read_losses(folder.losses)],
+        scores_on_the_way=read_scores(folder.scores),
+        worst=draw_worst(worst),
         facts=provenance(),
         config_yaml=state["config"],
         class_names=names,

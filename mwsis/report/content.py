@@ -12,12 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
+from mwsis.evaluation.label_quality import ObjectScore
 from mwsis.report.curves import Row, number
 
 __all__ = [
     "CameraRow",
     "FrameGallery",
     "Metrics",
+    "ObjectPicture",
     "Report",
     "data_name",
     "frame_counts",
@@ -78,6 +80,19 @@ class FrameGallery:
 
 
 @dataclass(frozen=True, eq=False)
+class ObjectPicture:
+    """The picture of one object as a network found it.
+
+    Attributes:
+        score: of the object.
+        picture: (3, H, W) uint8, see `mwsis.report.label_pictures.draw_object`.
+    """
+
+    score: ObjectScore
+    picture: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """Everything on the page.
 
@@ -86,6 +101,9 @@ class Report:
         metrics: the content of ``metrics.json``; a branch is None or missing when it was not trained or not scored.
         galleries: the frames to show.
         losses: rows of the loss log, see `mwsis.report.curves.loss_series`.
+        scores_on_the_way: rows with step, network, branch, name and value, as `mwsis.training.score_log` writes them;
+            without any the page says nothing about them.
+        worst: the objects that the leading network found worst, the worst first.
         label_rows: rows with method, class, objects, point_iou, precision, recall, pooled_iou; None takes those of
             ``metrics["labels"]``.
         facts: provenance by name (see `provenance`); ``licence`` becomes a note of its own.
@@ -100,6 +118,8 @@ class Report:
     metrics: Metrics
     galleries: Sequence[FrameGallery] = ()
     losses: Sequence[Row] = ()
+    scores_on_the_way: Sequence[Row] = ()
+    worst: Sequence[ObjectPicture] = ()
     label_rows: Sequence[Row] | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
     config_yaml: str = ""

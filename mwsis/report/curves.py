@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: one line chart per loss term, and grouped bars for label quality.
+"""Small charts as inline SVG: one line chart per loss term or score, and grouped bars for label quality.
 
 Drawn with plain strings, so a report needs no plotting library and no script. Colours are CSS variables with a
 fallback, so the page decides how they look in light, dark and print. What is deliberately not here: reading CSV files
@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "NETWORK_COLOURS",
     "SERIES_COLOURS",
     "Row",
     "grouped_bars",
     "line_chart",
+    "lines_chart",
     "loss_series",
     "nice_ticks",
     "number",
@@ -31,6 +33,7 @@ Row = Mapping[str, object]
 
 SERIES_COLOURS = ("#9aa3b2", "#e69f00", "#2f7fd1", "#b0588f", "#009e73")
 """Colours of chart series, dark enough for white paper and light enough for a dark page."""
+NETWORK_COLOURS = {"teacher": SERIES_COLOURS[1], "student": SERIES_COLOURS[2]}
 NOT_A_CURVE = frozenset({"step", "epoch"})
 MAX_DRAWN_POINTS = 320
 """Points of a drawn raw curve; a longer run is thinned to the extremes of each stretch."""
@@ -119,38 +122,52 @@ def line_chart(
         An ``<svg>`` element 320 by 176 units that scales with its container, with a title for screen readers.
     """
     assert len(steps) == len(values) > 0
-    width, height, left, right, top, bottom = 320, 176, 44, 10, 30, 24
     averaged = smooth(values)
-    low, high = _value_range(values)
-    step_low, step_high = step_range or (min(steps), max(steps))
-    span = (step_high - step_low) or 1.0
-
-    def place(curve: Sequence[float] | NDArray[np.float64]) -> str:
-        kept = _extremes(curve)
-        across = [left + (steps[index] - step_low) / span * (width - left - right) for index in kept]
-        down = [top + (high - curve[index]) / (high - low) * (height - top - bottom) for index in kept]
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
-
-    parts = [_open_svg(width, height, title, f"{title}: {values[0]:.4g} at first, {averaged[-1]:.4g} at the end.")]
-    parts.append(f'<text x="0" y="13" class="chart-title">{escape(title)}</text>')
+    axes = _Axes(step_range or (min(steps), max(steps)), _value_range(values))
+    parts = [axes.begin(title, f"{title}: {values[0]:.4g} at first, {averaged[-1]:.4g} at the end.")]
     parts.append(
-        f'<text x="{width - right}" y="13" text-anchor="end" class="chart-value">'
+        f'<text x="{axes.width - axes.right}" y="13" text-anchor="end" class="chart-value">'
         f"{short_number(float(averaged[0]))} → {short_number(float(averaged[-1]))}</text>"
     )
-    for tick in nice_ticks(low, high):
-        y = top + (high - tick) / (high - low) * (height - top - bottom)
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" class="chart-grid"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short_number(tick)}</text>')
-    for tick in nice_ticks(step_low, step_high):
-        x = left + (tick - step_low) / span * (width - left - right)
-        parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle">{short_number(tick)}</text>')
-    parts.append(f'<text x="{left - 10}" y="{height - 8}" text-anchor="end">step</text>')
     if len(values) == 1:
-        across, down = place(values).split(",")
-        parts.append(f'<circle cx="{across}" cy="{down}" r="3" class="chart-dot"/>')
-    parts.append(f'<polyline points="{place(values)}" class="chart-raw"/>')
-    parts.append(f'<polyline points="{place(averaged)}" class="chart-smooth"/></svg>')
+        parts.append(f'<circle {axes.dot(steps[0], values[0])} class="chart-dot"/>')
+    parts.append(f'<polyline points="{axes.place(steps, values)}" class="chart-raw"/>')
+    parts.append(f'<polyline points="{axes.place(steps, averaged)}" class="chart-smooth"/></svg>')
     return "".join(parts)
+
+
+def lines_chart(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    colours: Mapping[str, str],
+    title: str,
+    step_range: tuple[float, float],
+) -> str:
+    """Return a few curves of one quantity over training steps as SVG, a dot at each value.
+
+    Args:
+        series: name to ascending optimiser steps and as many finite numbers, at least one.
+        colours: of each name, as CSS has them.
+        title: of the quantity; escaped here.
+        step_range: first and last step of the axis, so that charts of one run line up.
+
+    Returns:
+        An ``<svg>`` element of the size of `line_chart`, with its last values for screen readers.
+    """
+    every_value = [value for _, values in series.values() for value in values]
+    axes = _Axes(step_range, _value_range(every_value))
+    spoken = ", ".join(f"{name} {values[-1]:.3f}" for name, (_, values) in series.items())
+    parts = [axes.begin(title, f"{title}, at the end: {spoken}.")]
+    for name, (steps, values) in series.items():
+        assert len(steps) == len(values) > 0
+        colour = escape(colours[name], quote=True)
+        parts.append(
+            f'<polyline points="{axes.place(steps, values)}" class="chart-line" style="stroke:{colour}"/>'
+            + "".join(
+                f'<circle {axes.dot(step, value)} style="fill:{colour}"/>'
+                for step, value in zip(steps, values, strict=True)
+            )
+        )
+    return "".join([*parts, "</svg>"])
 
 
 def grouped_bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], title: str) -> str:
@@ -200,6 +217,53 @@ def short_number(value: float) -> str:
     if value and abs(value) < 0.001:
         return f"{value:.1e}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+class _Axes:
+    """Where steps and values lie in a line chart.
+
+    Args:
+        steps: first and last step of the axis.
+        values: lowest and highest value, the first below the second.
+    """
+
+    width, height, left, right, top, bottom = 320, 176, 44, 10, 30, 24
+
+    def __init__(self, steps: tuple[float, float], values: tuple[float, float]) -> None:
+        self.steps, self.values = steps, values
+
+    def begin(self, title: str, description: str) -> str:
+        """Return the opening tag, the title and the axes."""
+        parts = [_open_svg(self.width, self.height, title, description)]
+        parts.append(f'<text x="0" y="13" class="chart-title">{escape(title)}</text>')
+        for tick in nice_ticks(*self.values):
+            y, end = self.down(tick), self.width - self.right
+            parts.append(f'<line x1="{self.left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}" class="chart-grid"/>')
+            parts.append(f'<text x="{self.left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short_number(tick)}</text>')
+        below = self.height - 8
+        for tick in nice_ticks(*self.steps):
+            x = self.across(tick)
+            parts.append(f'<text x="{x:.1f}" y="{below}" text-anchor="middle">{short_number(tick)}</text>')
+        parts.append(f'<text x="{self.left - 10}" y="{below}" text-anchor="end">step</text>')
+        return "".join(parts)
+
+    def across(self, step: float) -> float:
+        """Return where a step lies."""
+        first, last = self.steps
+        return self.left + (step - first) / ((last - first) or 1.0) * (self.width - self.left - self.right)
+
+    def down(self, value: float) -> float:
+        """Return where a value lies."""
+        low, high = self.values
+        return self.top + (high - value) / (high - low) * (self.height - self.top - self.bottom)
+
+    def place(self, steps: Sequence[float], curve: Sequence[float] | NDArray[np.float64]) -> str:
+        """Return the points of a curve for a polyline; a long one is thinned."""
+        return " ".join(f"{self.across(steps[i]):.1f},{self.down(curve[i]):.1f}" for i in _extremes(curve))
+
+    def dot(self, step: float, value: float) -> str:
+        """Return the attributes of a circle at a value."""
+        return f'cx="{self.across(step):.1f}" cy="{self.down(value):.1f}" r="3"'
 
 
 def _bar(value: float | None, x: float, width: float, top: float, base: float, colour: str) -> str:

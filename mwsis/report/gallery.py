@@ -1,21 +1,25 @@
 """The pictures of one predicted frame: each camera with boxes, masks and points, and the sweep from above, three times.
 
-Drawing is `pictures.py`; the page is `html.py`.
+Also those of the worst objects. Drawing is `pictures.py` and `label_pictures.py`; the page is `html.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from camera.transforms import decode_image
 from mwsis.core.instances import PointLabels
+from mwsis.evaluation.objects import WorstObject
 from mwsis.evaluation.predictions import FramePrediction
-from mwsis.report.content import CameraRow, FrameGallery
+from mwsis.report.content import CameraRow, FrameGallery, ObjectPicture
+from mwsis.report.label_pictures import draw_object
 from mwsis.report.pictures import align_instances, draw_birds_eye, draw_image
 
-__all__ = ["draw_frame"]
+__all__ = ["draw_frame", "draw_worst"]
 
 
 def draw_frame(
@@ -38,6 +42,17 @@ def draw_frame(
     cameras = tuple(_camera(prediction, index, class_names) for index in range(len(prediction.frame.cameras)))
     views = _birds_eye_views(prediction, point_cloud_range, class_names)
     return FrameGallery(prediction.frame.frame_id, cameras, *views, split=split, predicted_by=predicted_by)
+
+
+def draw_worst(worst: Sequence[WorstObject]) -> list[ObjectPicture]:
+    """Return the pictures of objects, same order."""
+    return [
+        ObjectPicture(
+            one.score,
+            torch.from_numpy(np.array(draw_object(one.frame, one.pairs, one.score))).permute(2, 0, 1).contiguous(),
+        )
+        for one in worst
+    ]
 
 
 def _camera(prediction: FramePrediction, index: int, class_names: Sequence[str]) -> CameraRow:

@@ -7,17 +7,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import platform
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
-from torch import Tensor
 
 from mwsis.core.files import atomic_write
 from mwsis.report.content import (
@@ -34,9 +28,12 @@ from mwsis.report.content import (
     networks,
     validation_words,
 )
-from mwsis.report.curves import line_chart, loss_series, number
+from mwsis.report.curves import number
+from mwsis.report.figures import figure
+from mwsis.report.objects_page import frame_anchor, links_to_objects, object_bins, worst_objects
 from mwsis.report.pictures import BACKGROUND_COLOUR, IGNORE_COLOUR, WIDE_ASPECT, Colour, class_colour
 from mwsis.report.tables import chip, label_quality, scores, text
+from mwsis.report.training_page import losses, scores_on_the_way
 
 __all__ = ["CameraRow", "FrameGallery", "Report", "html_page", "provenance", "write_report"]
 
@@ -99,9 +96,11 @@ def _git(tree: Path, *arguments: str) -> str:
 
 def _page(report: Report) -> str:
     sections = {
-        "scores": ("Scores", scores(report)),
+        "scores": ("Scores", scores(report) + object_bins(report)),
         "labels": ("Label quality", label_quality(report)),
-        "losses": ("Loss curves", _losses(report)),
+        "on-the-way": ("Scores on the way", scores_on_the_way(report)),
+        "losses": ("Loss curves", losses(report)),
+        "worst": ("Worst objects", worst_objects(report)),
         "frames": ("Frames", _frames(report)),
         "configuration": ("Configuration", _configuration(report)),
         "glossary": ("What the numbers mean", _definitions(GLOSSARY)),
@@ -213,24 +212,6 @@ def _cards(report: Report) -> str:
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
-# Losses
-
-
-def _losses(report: Report) -> str:
-    series = loss_series(report.losses)
-    if not series:
-        return '<p class="missing">No losses were logged.</p>'
-    every_step = [step for steps, _ in series.values() for step in steps]
-    ends = (min(every_step), max(every_step))
-    charts = "".join(f"<div>{line_chart(steps, values, name, ends)}</div>" for name, (steps, values) in series.items())
-    return (
-        f"<p>Losses of the {chip('student', 'net')} over optimiser steps on the training split of "
-        f"{text(data_name(report))}, from {text(labels_used(report))}. Faint: as logged; bold: running average; the "
-        "numbers beside each name are its start and end. A term appears from the step its schedule switches it on."
-        f'</p><div class="curves">{charts}</div>'
-    )
-
-
 # Frames
 
 
@@ -252,34 +233,36 @@ def _frames(report: Report) -> str:
 def _gallery(report: Report, gallery: FrameGallery) -> str:
     where = f"{data_name(report)}, {gallery.split} split"
     cameras = "".join(_camera(gallery, row, where) for row in gallery.cameras)
+    anchor = frame_anchor(report, gallery.frame_id)
     return (
-        f'<details class="frame" open><summary><b>{text(gallery.frame_id)}</b> '
-        f'<span class="soft">{text(where)}</span></summary>{_birds_eye(gallery, where)}{cameras}</details>'
+        f'<details class="frame" id="{anchor}" open><summary><b>{text(gallery.frame_id)}</b> '
+        f'<span class="soft">{text(where)}</span></summary>{links_to_objects(report, gallery.frame_id)}'
+        f"{_birds_eye(gallery, where)}{cameras}</details>"
     )
 
 
 def _camera(gallery: FrameGallery, row: CameraRow, where: str) -> str:
     name = f"Camera {row.camera}, {gallery.frame_id}"
     figures = [
-        _figure(
+        figure(
             row.boxes,
             f"{name}: 2D boxes",
             f"{chip('gt_ 2D boxes', 'gt')} The only kind of label training is given. Dashed: ignored.",
             "",
         ),
-        _figure(
+        figure(
             row.prediction,
             f"{name}: predicted masks",
             f"{chip(gallery.predicted_by, 'net')} <b>Predicted masks</b>, score at least {gallery.min_score:g}.",
             "No camera predictions in this run.",
         ),
-        _figure(
+        figure(
             row.truth,
             f"{name}: ground-truth masks",
             f"{chip('gt_ masks', 'gt')} For comparison and scoring; never trained on.",
             "This data set has no ground-truth masks.",
         ),
-        _figure(
+        figure(
             row.points,
             f"{name}: projected LiDAR points",
             f"{chip('pseudo_ point labels', 'pseudo')} LiDAR points seen by this camera, labelled from the 2D boxes.",
@@ -298,21 +281,21 @@ def _birds_eye(gallery: FrameGallery, where: str) -> str:
         return ""
     name = f"Bird's-eye view, {gallery.frame_id}"
     figures = [
-        _figure(
+        figure(
             gallery.gt_birds_eye,
             f"{name}: ground truth",
             f"{chip('gt_ instances', 'gt')} For scoring only; never trained on. White: 3D boxes.",
             "This data set has no ground-truth point labels.",
             exact=True,
         ),
-        _figure(
+        figure(
             gallery.pseudo_birds_eye,
             f"{name}: pseudo labels",
             f"{chip('pseudo_ instances', 'pseudo')} Made from the 2D boxes; the kind of label training learns from.",
             "No pseudo labels in this run.",
             exact=True,
         ),
-        _figure(
+        figure(
             gallery.predicted_birds_eye,
             f"{name}: prediction",
             f"{chip(gallery.predicted_by, 'net')} <b>Predicted instances</b> from the LiDAR sweep alone.",
@@ -322,28 +305,6 @@ def _birds_eye(gallery: FrameGallery, where: str) -> str:
     ]
     heading = f'<h3>From above <span class="soft">{text(where)}</span></h3>'
     return f'{heading}<div class="pictures three">{"".join(figures)}</div>'
-
-
-def _figure(picture: Tensor | None, alternative: str, caption: str, missing: str, exact: bool = False) -> str:
-    """Return a figure whose caption is HTML, or a box with words where there is no picture."""
-    if picture is None:
-        return f'<figure><div class="nothing">{text(missing)}</div></figure>' if missing else ""
-    height, width = picture.shape[1:]
-    source = _picture_uri(picture, exact)
-    return (
-        f'<figure><img src="{source}" width="{width}" height="{height}" alt="{text(alternative)}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _picture_uri(picture: Tensor, exact: bool) -> str:
-    image = Image.fromarray(np.ascontiguousarray(picture.cpu().numpy().transpose(1, 2, 0)))
-    buffer = io.BytesIO()
-    if exact:  # single coloured points survive, and on a plain ground it is smaller than one would think
-        image.save(buffer, "WEBP", lossless=True, quality=20, method=0)
-    else:
-        image.save(buffer, "WEBP", quality=86, method=1)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 # The rest

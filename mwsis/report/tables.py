@@ -20,10 +20,11 @@ from mwsis.report.content import (
     trained_from,
     validation_words,
 )
-from mwsis.report.curves import Row, grouped_bars, number, series_colour
+from mwsis.report.curves import Row, grouped_bars, number, series_colour, short_number
 
-__all__ = ["bar_cell", "chip", "label_quality", "scores", "text"]
+__all__ = ["bar_cell", "chip", "label_quality", "loss_terms", "scores", "text"]
 
+SPOKEN_BRANCHES = {"camera": "Camera", "lidar": "LiDAR"}
 CAMERA_COLUMNS = {
     "mask_ap": "Mask AP",
     "mask_ap50": "AP50",
@@ -47,6 +48,26 @@ METHODS = {
     "spg": "Spatial labels (SPG), published",
     "spg_default": "Spatial labels (SPG), default",
 }
+LEARNED_FROM = {
+    **dict.fromkeys(("camera/classification", "camera/box", "camera/centerness"), "2D boxes"),
+    **dict.fromkeys(("camera/objectness", "camera/proposal_box"), "2D boxes"),
+    "camera/projection": "2D boxes: rows and columns of each",
+    "camera/pairwise": "colours: neighbouring pixels that look alike",
+    "camera/filled": "2D boxes, filled",
+    "camera/ipg": "teacher's masks at the object's positives (IPG)",
+    "camera/pseudo_mask": "teacher's masks, matched or corrected as the method says",
+    "camera/mask_affinity": "teacher's masks: neighbouring pixels of like mask",
+    "camera/paste": "masks of objects pasted from earlier images",
+    "camera/masks": "given masks, or the teacher's where the method mixes them",
+    "camera/mask": "given masks",
+    "camera/depth_pairs": "depth: neighbouring cells that lie alike",
+    "camera/depth_regression": "depth, predicted beside each mask",
+    "camera/from_lidar": "LiDAR teacher's points (CSCS)",
+    "lidar/semantic": "spatial labels from 2D boxes (SPG), corrected by votes (PVC) and ring segments (RSC) where on",
+    "lidar/vote": "centres of these labels' objects",
+    "lidar/from_camera": "camera teacher's masks (CSCS)",
+}
+"""What a loss learns from, in words."""
 SPOKEN_METHODS = {
     "frustum": "every point inside a 2D box takes its class",
     "clustering": "the largest cluster of points inside each box",
@@ -233,6 +254,64 @@ def _label_table(rows: Sequence[Row]) -> str:
     return f'<div class="scroll">{head}<tbody>{lines}</tbody></table></div>'
 
 
+def loss_terms(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Return a table of what each loss learned from and its share of its branch's loss at the end of the run.
+
+    Args:
+        series: steps and values of each loss, see `mwsis.report.curves.loss_series`; names without a branch, such as
+            that of the total, have no row.
+    """
+    terms = {name: curve for name, curve in series.items() if "/" in name}
+    if not terms:
+        return ""
+    means, shares = _at_the_end(terms)
+    lines = ""
+    branches = list(dict.fromkeys(name.split("/", 1)[0] for name in terms))
+    for name in sorted(terms, key=lambda name: branches.index(name.split("/", 1)[0])):
+        branch, term = name.split("/", 1)
+        mean = means[name]
+        lines += (
+            f'<tr><td>{text(SPOKEN_BRANCHES.get(branch, branch))}</td><th scope="row">{text(term)}</th>'
+            f'<td data-label="Learns from">{text(LEARNED_FROM.get(name, term))}</td>'
+            f'<td class="num" data-label="First step">{text(grouped_digits(terms[name][0][0]))}</td>'
+            f'<td class="num" data-label="Mean at the end">{"–" if mean is None else short_number(mean)}</td>'
+            f"{bar_cell(shares[name], 'Share of its branch', 'no loss of its branch there')}</tr>"
+        )
+    columns = ("Branch", "Loss", "Learns from", "First step", "Mean at the end", "Share of its branch")
+    titles = "".join(f'<th scope="col">{name}</th>' for name in columns)
+    return (
+        f'<div class="scroll"><table class="stack"><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
+        '<p class="soft">The end is the last tenth of the run: the mean over the steps that logged the loss, weight '
+        "included, and its share of the sum of its branch's losses. A share of the loss is not a share of the gain: a "
+        "source that has taught all it knows has a small loss, one that contradicts the others a large one. What a "
+        "source is worth, only a run without it tells (tools/ablate.py).</p>"
+    )
+
+
+def _at_the_end(
+    terms: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Return the mean of each loss over the last tenth of the run, and its share of all losses of its branch there.
+
+    A share is of sums, so a loss that some steps lack weighs as little as it did in training. None: nothing logged.
+    """
+    end = max(step for steps, _ in terms.values() for step in steps) + 1
+    late = {
+        name: [value for step, value in zip(*curve, strict=True) if step >= 0.9 * end] for name, curve in terms.items()
+    }
+    totals: dict[str, float] = {}
+    for name, values in late.items():
+        branch = name.split("/", 1)[0]
+        totals[branch] = totals.get(branch, 0.0) + sum(values)
+    means = {name: sum(values) / len(values) if values else None for name, values in late.items()}
+    shares = {name: _share(sum(values), totals[name.split("/", 1)[0]]) for name, values in late.items()}
+    return means, shares
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
 def text(value: object) -> str:
     """Return a value as HTML text, safe in attributes too."""
     return escape(str(value), quote=True)
@@ -243,10 +322,10 @@ def chip(words: str, kind: str) -> str:
     return f'<span class="chip {kind}">{text(words)}</span>'
 
 
-def bar_cell(value: float | None, column: str) -> str:
-    """Return a table cell with a fraction in [0, 1] and a bar of its length; a dash for None."""
+def bar_cell(value: float | None, column: str, why_none: str = "no ground truth to score against") -> str:
+    """Return a table cell with a fraction in [0, 1] and a bar of its length; for None a dash that says why."""
     label = f'class="num" data-label="{text(column)}"'
     if value is None:
-        return f'<td {label}><span title="no ground truth to score against">–</span></td>'
+        return f'<td {label}><span title="{text(why_none)}">–</span></td>'
     width = 100 * min(max(value, 0.0), 1.0)
     return f'<td {label}>{value:.3f}<span class="bar"><i style="width:{width:.1f}%"></i></span></td>'

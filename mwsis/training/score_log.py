@@ -91,11 +91,9 @@ class ScoreLog(Callback):
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Put every part of a model back into the mode (training or evaluation) that it is in now."""
     modes = [(part, part.training) for part in model.modules()]
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+    yield
+    for part, training in modes:
+        part.training = training
 
 
 def is_due(done: int, max_steps: int, every: float) -> bool:
