@@ -67,6 +67,8 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"method={run.method.name}: expected a method that trains from points, such as p2seg")
     if run.trainer.devices * run.trainer.nodes > 1:
         raise ConfigError("trainer.devices: training from points runs in one process; set trainer.devices=1")
+    if run.trainer.score_every:
+        raise ConfigError("trainer.score_every: training from points is scored at its end only; leave it out")
     settings: PointToMask = instantiated(run.method.point_to_mask, "method.point_to_mask")
     pointed = settings.read(run.data.source, run.data.train_split, run.seed, folder.root / "maps")
     if settings.semantic is None:

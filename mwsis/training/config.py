@@ -454,6 +454,8 @@ def typed(config: DictConfig) -> RunConfig:
     _check_method(run.method)
     if run.finetune is not None:
         _check_finetune(run.finetune)
+        if run.trainer.score_every:
+            raise ConfigError("trainer.score_every: fine-tuning is scored at its end only; leave it out")
         if run.lidar.weights is not None:
             raise ConfigError("lidar.weights: fine-tuning starts from finetune.init; leave lidar.weights out")
     return run

@@ -53,10 +53,14 @@ def test_train_leaves_everything_it_promises(tiny_run):
             model
         ].keys()
     assert {"labels", "data", "seed", "steps", "wall_s"} <= metrics.keys()
+    methods = {row["method"] for rows in metrics["objects"].values() for row in rows}
+    assert methods == {"teacher", "labels"}
     assert metrics["steps"] == 12
     assert json.loads((tiny_run / "export" / "manifest.json").read_text())["training"]["label_type"] == "2D boxes only"
     page = (tiny_run / "report.html").read_text()
     assert "data:image/" in page
+    assert 'id="object-1"' in page
+    assert 'href="#frame-1"' in page
     assert 'src="http' not in page
 
 

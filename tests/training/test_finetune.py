@@ -350,6 +350,7 @@ def test_what_was_learned_from_is_said(compose_task):
         ("finetune.lr_scale=[]", "finetune.lr_scale: expected different positive factors"),
         ("finetune.task=detectoin", "no 'detectoin'.*detection"),
         ("lidar.weights=here.pt", "lidar.weights: fine-tuning starts from finetune.init"),
+        ("trainer.score_every=0.25", "trainer.score_every: fine-tuning is scored at its end only"),
         ("finetune.paste=[-1,0,0]", "finetune.paste: expected a number of boxes for each class"),
     ],
 )
