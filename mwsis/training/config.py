@@ -362,7 +362,7 @@ class FinetuneConfig:
     # export folder whose backbone training starts from, checkpoint whose LiDAR branch it starts from, or scratch
     init: str = SCRATCH
     # loaded layers before a norm get the length of fresh ones, so that one learning rate means the same for both
-    initial_length: bool = True
+    initial_length: bool = False
     # share of the training segments whose labels are used; subsets of one seed are nested
     label_fraction: float = 1.0
     # factors of lidar.optim.lr; each is a run of its own
