@@ -103,7 +103,7 @@ def label_points(
         cameras=views,
     )
     chosen = LABEL_METHODS[method]
-    return chosen.recipe(frame, chosen.segments(frame), CLASS_RADII)
+    return chosen.labels(frame, chosen.segments(frame), CLASS_RADII)
 
 
 def _view(number: int, camera: BoxedCamera) -> CameraView:

@@ -18,7 +18,7 @@ from lidar.rings import LOCAL, PUBLISHED, RingRule, ring_segments
 from mwsis.core.frame import Frame
 from mwsis.core.instances import PointLabels
 
-__all__ = ["LABEL_METHODS", "LabelMethod"]
+__all__ = ["LABEL_METHODS", "LabelMethod", "relabelled"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LabelMethod:
         """
         if kinds is None or not self.by_kind:
             return self.recipe(frame, segments, radii)
-        made = self.recipe(_of_kinds(frame, kinds), segments, radii)
+        made = self.recipe(relabelled(frame, kinds), segments, radii)
         classes = torch.cat([view.labels.labels for view in frame.cameras])
         labelled = made.instance_ids >= 0
         semantic_labels = made.semantic_labels.clone()
@@ -78,14 +78,13 @@ class LabelMethod:
         return claimed_pairs(self.labels(frame, self.segments(frame), radii, kinds))
 
 
-def _of_kinds(frame: Frame, kinds: Sequence[int]) -> Frame:
-    """Return the frame with the kinds of its boxes for their classes."""
-    table = torch.tensor(kinds)
-    views = []
+def relabelled(frame: Frame, classes: Sequence[int]) -> Frame:
+    """Return the frame with class ``classes[c]`` for each box of class c; ignore regions stay."""
+    table, views = torch.tensor(classes), []
     for view in frame.cameras:
         boxes = view.labels
-        kind = torch.where(boxes.ignore, boxes.labels, table[boxes.labels.clamp(min=0)])
-        views.append(replace(view, labels=replace(boxes, labels=kind)))
+        labels = torch.where(boxes.ignore, boxes.labels, table[boxes.labels.clamp(min=0)])
+        views.append(replace(view, labels=replace(boxes, labels=labels)))
     return replace(frame, cameras=tuple(views))
 
 

@@ -9,6 +9,7 @@ twin is tests/reference/boxes_from_instances.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,7 @@ def fit_boxes3d(
     labels: PointLabels,
     usual_sizes: tuple[tuple[float, float, float], ...] = USUAL_SIZES["waymo"],
     fit: BoxFit = BOX_FIT,
+    kinds: Sequence[int] = (SIDED, UPRIGHT, LONG),
 ) -> FittedBoxes:
     """Return a box for every labelled object of a sweep.
 
@@ -99,8 +101,9 @@ def fit_boxes3d(
     Args:
         xyz: (N, 3) float, metres, vehicle frame; what is near is near its origin, the sensor some metre away or not.
         labels: (N,) labels; an object is the points of one instance id with a class.
-        usual_sizes: length, width, height by class Vehicle, Pedestrian, Cyclist, metres.
+        usual_sizes: length, width, height of a vehicle, a pedestrian, a cyclist, metres.
         fit: the constants.
+        kinds: which of these each class is like (`mwsis.data.classes.kinds_of`).
 
     Returns:
         One box per object, which stands on the ground under its points.
@@ -118,7 +121,8 @@ def fit_boxes3d(
     for number in range(len(ids)):
         rows = index == number
         label = int(labels.semantic_labels[belongs][rows].mode().values)
-        boxes.append(_fit_one(points[rows], height[rows], label, usual_sizes[label], fit)[None].float())
+        kind = kinds[label]
+        boxes.append(_fit_one(points[rows], height[rows], kind, usual_sizes[kind], fit)[None].float())
         count = int(rows.sum())
         classes.append(label)
         scores.append(float(weight[rows].mean()) * count / (count + fit.few))
@@ -127,19 +131,19 @@ def fit_boxes3d(
     return FittedBoxes(torch.cat(boxes), whole, torch.tensor(scores, dtype=torch.float32), ids, number_of)
 
 
-def _fit_one(points: Tensor, height: Tensor, label: int, usual: tuple[float, float, float], fit: BoxFit) -> Tensor:
+def _fit_one(points: Tensor, height: Tensor, kind: int, usual: tuple[float, float, float], fit: BoxFit) -> Tensor:
     """Return the (7,) box of (K, 3) points whose heights above the ground are (K,)."""
     ground = (points[:, 2] - height).median()
     body = height > fit.floor
     flat = points[body if int(body.sum()) >= 2 else torch.ones_like(body), :2]
-    axes = _sides(flat, fit) if label == SIDED else _line(flat)
+    axes = _sides(flat, fit) if kind == SIDED else _line(flat)
     low, high = _extent(flat @ axes.T, fit)
     seen = high - low
     longer = int(seen.argmax())
-    if label == SIDED and float(seen[longer]) < fit.whole * usual[0]:
+    if kind == SIDED and float(seen[longer]) < fit.whole * usual[0]:
         longer = int(axes[:, 0].abs().argmax())
     wanted = seen.new_tensor(usual[:2] if longer == 0 else (usual[1], usual[0]))
-    if label == UPRIGHT:
+    if kind == UPRIGHT:
         wanted = wanted * (seen.max() / usual[0]).clamp(fit.slim, 1)
     full = torch.maximum(seen, wanted)
     start = torch.where(low + high > 0, low, high - full)  # the end nearer to the sensor stays

@@ -37,8 +37,13 @@ if TYPE_CHECKING:
 COORDINATES = {"KittiSource": "velodyne: x forward, y left, z up, origin in the LiDAR, 1.73 m above the ground"}
 """Of data sets whose vehicle frame has not its origin on the ground."""
 OWN = {
-    **{"ckpt": "", "out": "", "to": "all", "weights": "teacher"},
-    **{"in_channels": "5", "initial_length": "false", "recalibrate_bn": "0"},
+    "ckpt": "",
+    "out": "",
+    "to": "all",
+    "weights": "teacher",
+    "in_channels": "5",
+    "initial_length": "false",
+    "recalibrate_bn": "0",
 }
 
 

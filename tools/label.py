@@ -32,7 +32,7 @@ was read and labelled before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,19 +128,16 @@ class BoxLabels:
     """
 
     def __init__(self, folder: Path, source: Any, kinds: Sequence[str] | None) -> None:
-        from torch import tensor
-
         from lidar.boxes_from_instances import USUAL_SIZES
         from mwsis.data.box_files import BoxWriter
         from mwsis.data.classes import KINDS, kinds_of
         from mwsis.evaluation.box_quality import BoxQuality
 
         self._sizes_of = "kitti" if source.name == "kitti" else "waymo"
-        found = kinds_of(source.class_names, kinds)
-        for name, kind in zip(source.class_names, found, strict=True):
+        self._kinds, self._sizes = kinds_of(source.class_names, kinds), USUAL_SIZES[self._sizes_of]
+        for name, kind in zip(source.class_names, self._kinds, strict=True):
             if kind == len(KINDS):
                 raise ConfigError(f"boxes3d=true: no size is known of '{name}'; say what it is like: data.kinds=[...]")
-        self._kinds, self._sizes = tensor(found), USUAL_SIZES[self._sizes_of]
         self._writer, self._quality = BoxWriter(folder, source.class_names), BoxQuality(source.class_names)
 
     def add(self, frame: Frame, pseudo: PointLabels) -> None:
@@ -148,12 +145,7 @@ class BoxLabels:
         from lidar.boxes_from_instances import fit_boxes3d
         from mwsis.data.box_files import FrameBoxes
 
-        # sizes and shapes go by kind, and the points of an object are of one class
-        known = pseudo.semantic_labels >= 0
-        kinds = pseudo.semantic_labels.where(~known, self._kinds[pseudo.semantic_labels.clamp(min=0)])
-        fitted = fit_boxes3d(frame.points.xyz, replace(pseudo, semantic_labels=kinds), self._sizes)
-        first = (pseudo.instance_ids == fitted.instance_ids[:, None]).int().argmax(1)
-        fitted = replace(fitted, labels=pseudo.semantic_labels[first])
+        fitted = fit_boxes3d(frame.points.xyz, pseudo, self._sizes, kinds=self._kinds)
         self._writer.add(frame, FrameBoxes(fitted.boxes3d, fitted.labels, fitted.scores, fitted.num_points))
         if frame.truth is not None:
             self._quality.add(frame, fitted)

@@ -9,7 +9,7 @@ import torch
 
 from fusion.box_claims import in_radii
 from fusion.default_labels import DEFAULT, default_labels
-from fusion.label_methods import LABEL_METHODS
+from fusion.label_methods import LABEL_METHODS, relabelled
 from fusion.spatial_labels import spatial_labels
 from mwsis.core.errors import ConfigError
 from mwsis.core.frame import CameraView, Frame, PixelMap
@@ -173,16 +173,6 @@ def test_a_class_without_constants_is_named_where_it_has_points() -> None:
     seen, segments = two_views(0)
     with pytest.raises(ConfigError, match=r"knows neither size nor shape; .*data.kinds=\[vehicle,pedestrian"):
         default_labels(relabelled(seen, [3, 3, 3]), segments)
-
-
-def relabelled(frame: Frame, classes: list[int]) -> Frame:
-    """Return the frame with other classes for its boxes."""
-    table, views = torch.tensor(classes), []
-    for view in frame.cameras:
-        given = view.labels
-        labels = torch.where(given.ignore, given.labels, table[given.labels.clamp(min=0)])
-        views.append(replace(view, labels=replace(given, labels=labels)))
-    return replace(frame, cameras=tuple(views))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -65,17 +65,36 @@ def in_two(mode, out, *arguments):
     return run_processes(command, 2)
 
 
+def assert_same_weights(one, folder, mode):
+    """Hold the weights of both processes, as `two_ranks` left them, against those of one process, and return these."""
+    alone = read_run_checkpoint(one.checkpoint)["model"]
+    first, second = (torch.load(folder / f"{mode}-{rank}.pt", weights_only=True) for rank in range(2))
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    return alone
+
+
+@pytest.fixture
+def trained_in_one(tmp_path, compose_tiny, prepare_tiny, tiny_cache, monkeypatch):
+    def train_one(*settings):
+        """Train in one process; return its folder, that of the same run in two, and what the two are asked for."""
+        run = compose_tiny(*settings)
+        one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+        with monkeypatch.context() as patch:
+            patch.setattr(PretrainingStep, "losses", spoilt(PretrainingStep.losses))
+            assert train(run, one, prepare_tiny(run))
+        monkeypatch.chdir(PROJECT)
+        asked = ("experiment=smoke", f"data.cache={tiny_cache}", *settings, "trainer.devices=2", f"out={two.root}")
+        return one, two, asked
+
+    return train_one
+
+
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path, compose_tiny, prepare_tiny, tiny_cache, monkeypatch):
-    run = compose_tiny(*ARGUMENTS)
-    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainingStep, "losses", spoilt(PretrainingStep.losses))
-        assert train(run, one, prepare_tiny(run))
-
-    monkeypatch.chdir(PROJECT)
-    asked = ("experiment=smoke", f"data.cache={tiny_cache}", *ARGUMENTS, "trainer.devices=2", f"out={two.root}")
+def test_two_processes_train_what_one_trains(tmp_path, trained_in_one):
+    one, two, asked = trained_in_one(*ARGUMENTS)
     assert in_two("interrupt", tmp_path, *asked) == 130  # process 1 was interrupted, and both stopped
     assert read_run_checkpoint(two.checkpoint)["global_step"] == INTERRUPTED_STEP
     assert in_two("resume", tmp_path, f"resume={two.root}") == 0
@@ -87,34 +106,17 @@ def test_two_processes_train_what_one_trains(tmp_path, compose_tiny, prepare_tin
     assert [key for key in read_losses(two) if key[0] == SPOILT_STEP] == [(SPOILT_STEP, "skipped")]
     assert one.votes.read_bytes() == two.votes.read_bytes()
 
-    alone, first, second = (
-        read_run_checkpoint(one.checkpoint)["model"],
-        *(torch.load(tmp_path / f"resume-{rank}.pt", weights_only=True) for rank in range(2)),
-    )
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
-        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    assert_same_weights(one, tmp_path, "resume")
 
 
 @pytest.fixture
-def trained_alike(tmp_path, compose_tiny, prepare_tiny, tiny_cache, monkeypatch):
+def trained_alike(tmp_path, trained_in_one):
     def train_both(*settings):
         """Train in one process and in two, hold losses and weights against each other, and return them."""
-        run = compose_tiny(*settings)
-        one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
-        with monkeypatch.context() as patch:
-            patch.setattr(PretrainingStep, "losses", spoilt(PretrainingStep.losses))
-            assert train(run, one, prepare_tiny(run))
-        monkeypatch.chdir(PROJECT)
-        asked = ("experiment=smoke", f"data.cache={tiny_cache}", *settings, "trainer.devices=2", f"out={two.root}")
+        one, two, asked = trained_in_one(*settings)
         assert in_two("whole", tmp_path, *asked) == 0
         assert_same_losses(one, two)
-        alone = read_run_checkpoint(one.checkpoint)["model"]
-        held = [torch.load(tmp_path / f"whole-{rank}.pt", weights_only=True) for rank in range(2)]
-        for name, value in alone.items():
-            assert torch.equal(held[0][name], held[1][name]), f"{name} differs between the processes"
-            torch.testing.assert_close(held[0][name], value, rtol=1e-5, atol=1e-5, msg=name)
-        return read_losses(two), alone
+        return read_losses(two), assert_same_weights(one, tmp_path, "whole")
 
     return train_both
 
