@@ -1,4 +1,4 @@
-"""How every command starts and ends: its arguments, a mistake said in one sentence, the right exit code.
+"""How every command starts, tells how far it is, and ends: its arguments, its bars, a mistake said in one sentence.
 
 Nothing but Python is imported: `tools/doctor.py` starts where nothing else is installed. Settings of a run, which need
 hydra, are `commands.py`.
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mwsis.core.errors import ConfigError, MwsisError
 
-__all__ = ["run_command", "split_arguments"]
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["progress_line", "run_command", "split_arguments"]
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -34,7 +39,8 @@ def run_command(main: Callable[[list[str]], None], description: str) -> None:
         raise SystemExit(0)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        main(arguments)
+        with _bars_closed_after():
+            main(arguments)
     except MwsisError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(EXIT_USER_ERROR) from None
@@ -69,3 +75,29 @@ def split_arguments(arguments: list[str], own: dict[str, str]) -> tuple[dict[str
         if given == "":
             raise ConfigError(f"'{key}=...' is required; see --help")
     return values, overrides
+
+
+_bars: dict[str, tqdm] = {}
+
+
+def progress_line(name: str, done: int, total: int) -> None:
+    """Show how far a named piece of work is and how long it will still take; quiet when it was a single item."""
+    if name not in _bars:
+        if total <= 1 or done >= total:
+            return
+        from tqdm import tqdm
+
+        _bars[name] = tqdm(total=total, desc=name, leave=False)
+    _bars[name].update(done - _bars[name].n)
+    if done >= total:
+        _bars.pop(name).close()
+
+
+@contextmanager
+def _bars_closed_after() -> Iterator[None]:
+    """Wipe the bars of work that was not finished, so that what is said next has a line of its own."""
+    try:
+        yield
+    finally:
+        while _bars:
+            _bars.popitem()[1].close()

@@ -15,10 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from tqdm import tqdm
 
 from mwsis.core.errors import ConfigError, closest_name
-from mwsis.training.command_line import run_command, split_arguments
+from mwsis.training.command_line import progress_line, run_command, split_arguments
 from mwsis.training.config import RunConfig, register_schemas
 
 __all__ = [
@@ -93,20 +92,6 @@ def restore_config(saved: str, asked: DictConfig | None = None, overrides: Seque
         if name != "data" and asked is not None:
             OmegaConf.update(config, name, OmegaConf.select(asked, name), merge=False)
     return config
-
-
-_bars: dict[str, tqdm] = {}
-
-
-def progress_line(name: str, done: int, total: int) -> None:
-    """Show how far a named piece of work is and how long it will still take; quiet when it was a single item."""
-    if name not in _bars:
-        if total <= 1 or done >= total:
-            return
-        _bars[name] = tqdm(total=total, desc=name, leave=False)
-    _bars[name].update(done - _bars[name].n)
-    if done >= total:
-        _bars.pop(name).close()
 
 
 def print_scores(metrics: dict[str, Any]) -> None:

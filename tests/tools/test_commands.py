@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mwsis.training.commands import run_command
+from mwsis.core.errors import DataError
+from mwsis.training.command_line import progress_line, run_command
 from tools import evaluate, export
 
 FORMATS = ("coco", "labelme", "kitti", "nuscenes")
@@ -169,6 +170,25 @@ def test_not_a_checkpoint(refused, tmp_path):
 
 def test_unknown_export_target(refused, tmp_path):
     assert "did you mean 'openpcdet'" in refused("export", "ckpt=x", "to=openpcdt", f"out={tmp_path}")
+
+
+def test_what_is_said_after_unfinished_work_has_a_line_of_its_own(monkeypatch, capsys):
+    def broken(_):
+        progress_line("label", 1, 5)
+        raise DataError("file: expected a number, got none")
+
+    def whole(_):
+        progress_line("frames", 1, 5)
+        progress_line("frames", 5, 5)
+        print("skipped: one", file=sys.stderr)
+
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit):
+        run_command(broken, "")
+    lines = capsys.readouterr().err.replace("\r", "\n").split("\n")
+    assert "error: file: expected a number, got none" in lines
+    run_command(whole, "")
+    assert "skipped: one" in capsys.readouterr().err.replace("\r", "\n").split("\n")
 
 
 @pytest.mark.parametrize("tool", ["train", "evaluate", "label", "export", "show"])
