@@ -71,6 +71,8 @@ def main(arguments: list[str]) -> None:
         raise ConfigError("trainer.score_every: training from points is scored at its end only; leave it out")
     settings: PointToMask = instantiated(run.method.point_to_mask, "method.point_to_mask")
     pointed = settings.read(run.data.source, run.data.train_split, run.seed, folder.root / "maps")
+    if not folder.config.exists():
+        check_networks(run, settings, len(pointed.class_names))
     if settings.semantic is None:
         make_maps(run, folder, settings, pointed)
     train(run, folder, settings, pointed)
@@ -81,6 +83,17 @@ def main(arguments: list[str]) -> None:
 def as_override(argument: str) -> str:
     """Return an argument of this command as a setting of the run."""
     return f"method.point_to_mask.{argument}" if argument.partition("=")[0] in SHORT else argument
+
+
+def check_networks(run: RunConfig, settings: PointToMask, num_classes: int) -> None:
+    """Refuse networks that cannot be built, before anything is written.
+
+    Raises:
+        ConfigError, WeightMismatchError: why not.
+    """
+    settings.network(num_classes, run.seed, start=True)
+    if settings.semantic is None:
+        settings.activation_network(num_classes, run.seed, start=True)
 
 
 def make_maps(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed: PointData) -> None:
@@ -108,9 +121,6 @@ def make_maps(run: RunConfig, folder: RunFolder, settings: PointToMask, pointed:
     def whole(said: str) -> str:
         return said.replace(f"resume={own.root}", f"resume={folder.root}")
 
-    if not own.checkpoint.exists():  # what is wrong with either network is said before anything is written
-        new_step()
-        settings.network(len(names), run.seed, start=True)
     folder.keep_config(run)
     if blind := always_shown(pointed.images):
         print(

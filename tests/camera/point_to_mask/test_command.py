@@ -236,6 +236,11 @@ def test_mistakes(tmp_path, points):
     code, _, said = points(f"semantic={folder / 'maps'}", "semantic_source=wsss", *TINY, f"out={tmp_path / 'c'}")
     assert code == 2
     assert "use data=coco" in said
+    given = (*settings(folder), "semantic_source=wsss", "points=box_centre", *TINY)
+    code, _, said = points(*given, "method.point_to_mask.backbone=resnet5O", f"out={tmp_path / 'e'}")
+    assert code == 2
+    assert "method.point_to_mask.backbone: expected a timm model, got 'resnet5O'" in said
+    assert not (tmp_path / "e").exists()
     (folder / "maps").rename(folder / "SegmentationClass")
     asked = [setting.replace("maps", "SegmentationClass") for setting in settings(folder)]
     code, _, said = points(*asked, "semantic_source=sam", "points=box_centre", *TINY, f"out={tmp_path / 'd'}")
