@@ -14,6 +14,8 @@ semantic         folder of maps of classes, <image name>.png, 8 bits: 0 backgrou
                  else of the annotations; its class activation maps, sharpened by colours and corrected by the points,
                  become DIR/maps. What every image shows is not learned so, and from random weights little in few steps
 semantic_source  who made them: wsss (from image-level labels), sam, or gt (people; the masks are then tagged gt)
+classes          network (default): masks are of the class that the network sees; maps: of that in the maps wherever
+                 they know one, for maps that are better than what is learned from them
 points           annotated ("point": [x, y] in each annotation), or box_centre where one without may have its box's
 drift            moves all points once, standard deviation in px: what do worse points cost?
 
@@ -23,9 +25,9 @@ method.point_to_mask.losses.refine=false method.point_to_mask.cam.share=0.15 (th
 
 DIR holds masks.json, boxes.json, metrics.json, config.yaml, losses.csv, checkpoints/last.ckpt and, where maps were made
 in the run, maps/ and cam/, the classifier's training. Where the annotations have masks, metrics.json has the mean IoU
-with them (`gt_mask_iou`), and beside it that of masks made without training: a square of 64 px, the pixels of the class
-nearest to the point, and its watershed. Training never reads them. Exit code: 0 done, 2 wrong input, 3 stopped by a
-full disk or losses that are not finite, 130 interrupted.
+with them (`gt_mask_iou`) for both kinds of classes, and beside it that of masks made without training: a square of 64
+px, the pixels of the class nearest to the point, and its watershed. Training never reads them. Exit code: 0 done, 2
+wrong input, 3 stopped by a full disk or losses that are not finite, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from mwsis.training.config import RunConfig
     from mwsis.training.folder import RunFolder
 
-SHORT = ("semantic", "semantic_source", "points", "drift", "augment_drift")
+SHORT = ("semantic", "semantic_source", "classes", "points", "drift", "augment_drift")
 """Settings of `PointToMask` that may be given without its name."""
 
 
@@ -190,42 +192,49 @@ def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, poin
     step = PointStep(settings.network(len(pointed.class_names), run.seed, start=False), settings.losses)
     restore(state, step, str(folder.checkpoint))
     found = predictions(run, step.student["camera"].eval(), settings, pointed)  # type: ignore[arg-type]
+    chosen = found[settings.classes]
     names, source = pointed.class_names, pointed.maps.source
     maps_from = source if settings.semantic is not None else "made of the points' classes"
-    write_masks(folder.root / "masks.json", pointed.images, found, names, source, json_masks)
-    write_boxes(folder.root / "boxes.json", pointed.images, found, pointed.categories)
-    weights = [float(weight) for one in found for weight in one.weight]
+    write_masks(folder.root / "masks.json", pointed.images, chosen, names, source, json_masks)
+    write_boxes(folder.root / "boxes.json", pointed.images, chosen, pointed.categories)
+    weights = [float(weight) for one in chosen for weight in one.weight]
+    scores = {classes: gt_mask_iou(pointed, [one.masks for one in masks]) for classes, masks in found.items()}
+    untrained = {name: gt_mask_iou(pointed, masks) for name, masks in untrained_masks(pointed).items()}
     metrics: dict[str, Any] = {
         "labels_used": f"one point per object ({settings.points}) and maps of classes ({maps_from})",
         "points": len(weights),
+        "masks_of": settings.classes,
         "without_mask": sum(weight == 0 for weight in weights),
         "mean_score": sum(weights) / max(sum(weight > 0 for weight in weights), 1),
-        "gt_mask_iou": gt_mask_iou(pointed, [one.masks for one in found]),
-        "gt_mask_iou_untrained": {name: gt_mask_iou(pointed, one) for name, one in untrained_masks(pointed).items()},
+        "gt_mask_iou": scores,
+        "gt_mask_iou_untrained": untrained,
         "steps": state["global_step"],
         "skipped_steps": state["skipped_steps"],
         "seed": run.seed,
         "wall_s": round(time.monotonic() - began, 1),
     }
     write_json(folder.metrics, metrics)
-    scores = {"trained": metrics["gt_mask_iou"], **metrics["gt_mask_iou_untrained"]}
-    said = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if score is not None)
+    rows = {**{f"classes={classes}": score for classes, score in scores.items()}, **untrained}
+    said = ", ".join(f"{name} {score:.3f}" for name, score in rows.items() if score is not None)
     print(f"{metrics['points']} points, {metrics['without_mask']} without a mask")
     print(f"mean IoU with gt_ masks: {said}" if said else "no gt_ masks to compare with")
 
 
-def predictions(run: RunConfig, network: Any, settings: PointToMask, pointed: PointData) -> list[PointMasks]:
-    """Return the masks of all points of all images, as the network sees them at the largest width."""
+def predictions(run: RunConfig, network: Any, settings: PointToMask, pointed: PointData) -> dict[str, list[PointMasks]]:
+    """Return the masks of all points of all images, as the network sees them at the largest width, by their classes."""
+    from camera.point_to_mask.instances_from_semantics import masks_of_points
     from camera.point_to_mask.samples import load_image
-    from camera.point_to_mask.step import predict_masks
+    from camera.point_to_mask.step import predict_dense
     from camera.transforms import ResizeCropFlip
 
-    found = []
+    found: dict[str, list[PointMasks]] = {"network": [], "maps": []}
     for done, image in enumerate(pointed.images, 1):
         size = (image.height, image.width)
         geometry = ResizeCropFlip(run.data.image_widths).deterministic([size])[0]
         pixels = geometry.apply_image(load_image(pointed.folder, image))
-        found.append(predict_masks(network, settings.losses, pixels, image.points, size))
+        prob, offsets = predict_dense(network, settings.losses, pixels, size)
+        found["network"].append(masks_of_points(prob, offsets, image.points))
+        found["maps"].append(masks_of_points(prob, offsets, image.points, pointed.maps.of(image)))
         progress_line("masks", done, len(pointed.images))
     return found
 

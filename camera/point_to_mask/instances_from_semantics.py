@@ -157,7 +157,7 @@ class PointMasks:
     weight: Tensor
 
 
-def masks_of_points(prob: Tensor, offsets: Tensor, points: ImagePoints) -> PointMasks:
+def masks_of_points(prob: Tensor, offsets: Tensor, points: ImagePoints, semantic: Tensor | None = None) -> PointMasks:
     """Return the mask of each point from dense predictions; a square of 64 px with weight 0 where it has no pixel.
 
     A pixel has the likeliest class among background and those of the points, and goes to a point by its offset.
@@ -166,12 +166,18 @@ def masks_of_points(prob: Tensor, offsets: Tensor, points: ImagePoints) -> Point
         prob: (C+1, H, W) float32, channel 0 background.
         offsets: (2, H, W) float32, pixels.
         points: inside the image.
+        semantic: (H, W) uint8, a given map of classes, which is believed wherever it knows (not 255); None: there is
+            none.
 
-    Source: P2Seg's released export; weight 0 for the squares is ours (*corrected*: they would be trained on as masks).
+    Source: P2Seg's released export; weight 0 for the squares is ours (*corrected*: they would be trained on as masks),
+    and so is believing a map (*generalised*).
     """
     possible = torch.zeros(len(prob), 1, 1)
     possible[[0, *(label + 1 for label in points.classes)]] = 1
-    instances = instances_by_offsets((prob * possible).argmax(0), points, offsets)
+    classes = (prob * possible).argmax(0)
+    if semantic is not None:
+        classes = classes.where(semantic == UNKNOWN_CLASS, semantic.long())
+    instances = instances_by_offsets(classes, points, offsets)
     found = MaskSet.from_id_map(instances, torch.arange(len(points)))
     areas = found.areas()
     own = instances >= 0

@@ -29,6 +29,8 @@ __all__ = ["PointData", "PointToMask"]
 
 LEARNED_HERE = "wsss"
 """Of `semantic_maps.SOURCES`: maps that were learned from image-level labels."""
+CLASSES = ("network", "maps")
+"""What says of which class a pixel of a mask is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,8 @@ class PointToMask:
         semantic: folder of the maps of classes (`semantic_maps.SemanticMaps`); ``None``: they are made in the run, from
             the classes of each image's points (`activation_maps`).
         semantic_source: who made those of a folder: ``wsss``, ``sam`` or ``gt``.
+        classes: ``network``: masks are of the class that the network sees, as published; ``maps``: of that in the maps
+            wherever these know one, so that the network only tells objects apart.
         points: ``annotated``, or ``box_centre`` where annotations without a point may have that of their box.
         drift: the annotators' points are moved once and for all, with this standard deviation in pixels: how much do
             worse points cost?
@@ -78,11 +82,12 @@ class PointToMask:
             same backbone.
 
     Raises:
-        ConfigError: a folder without its source or the other way round, or a drift is negative.
+        ConfigError: a folder without its source or the other way round, no such classes, or a drift is negative.
     """
 
     semantic: str | None = None
     semantic_source: str | None = None
+    classes: str = "network"
     points: str = "annotated"
     drift: float = 0.0
     augment_drift: float = 0.0
@@ -101,6 +106,8 @@ class PointToMask:
                 f"'method.point_to_mask.{absent}' has no value: semantic=FOLDER goes with semantic_source=wsss|sam|gt; "
                 "leave both out to have the maps of classes made in the run"
             )
+        if self.classes not in CLASSES:
+            raise ConfigError(f"classes: expected one of {', '.join(CLASSES)}, got '{self.classes}'")
         if min(self.drift, self.augment_drift) < 0:
             raise ConfigError("drift, augment_drift: expected 0 or more pixels")
 

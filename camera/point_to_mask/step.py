@@ -1,4 +1,4 @@
-"""One training step of P2Seg: classes, offsets and affinities that teach each other, and a network's masks afterwards.
+"""One training step of P2Seg: classes, offsets and affinities that teach each other; and what a network then sees.
 
 Instances made of classes give offsets and affinities to learn (S2I); affinities refine the classes (I2S). It is run by
 `mwsis.training.run.fit`, as every other step.
@@ -16,9 +16,7 @@ from torch.nn import functional
 from camera.point_to_mask.instances_from_semantics import (
     MIN_AREA,
     UNKNOWN_CLASS,
-    PointMasks,
     instances_by_offsets,
-    masks_of_points,
     offset_targets,
 )
 from camera.point_to_mask.local_affinity import LocalAffinity, affinity_loss, local_affinity, refined_loss
@@ -28,7 +26,7 @@ from camera.point_to_mask.samples import PointBatch
 from mwsis.core.errors import ConfigError
 from mwsis.data.dataset import rounded_up
 
-__all__ = ["PointLosses", "PointStep", "hard_pixel_loss", "predict_masks"]
+__all__ = ["PointLosses", "PointStep", "hard_pixel_loss", "predict_dense"]
 
 
 @dataclass(frozen=True)
@@ -162,17 +160,20 @@ def hard_pixel_loss(class_logits: Tensor, semantic: Tensor, share: float) -> Ten
 
 
 @torch.no_grad()
-def predict_masks(
-    network: PointNetwork, settings: PointLosses, image: Tensor, points: ImagePoints, size: tuple[int, int]
-) -> PointMasks:
-    """Return the mask of each point of one image.
+def predict_dense(
+    network: PointNetwork, settings: PointLosses, image: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return what the network sees in each pixel of one image; `masks_of_points` makes masks of it.
 
     Args:
         network: in evaluation mode.
         settings: with which it was trained.
         image: (3, H, W) uint8 RGB as the network is to see it.
-        points: in pixels of the recorded image.
         size: height and width of the recorded image.
+
+    Returns:
+        (C+1, height, width) float32 probabilities, channel 0 background, and (2, height, width) float32 offsets,
+        column and row, pixels; both on the CPU.
     """
     device = network.pixel_mean.device
     sizes = torch.tensor([image.shape[1:]])
@@ -187,4 +188,4 @@ def predict_masks(
     offsets = STRIDE * output.offsets * scale[:, None, None]
     content = (int(image.shape[1]), int(image.shape[2]))
     dense = [on_recorded_image(one, STRIDE, content, size)[0].cpu() for one in (prob, offsets)]
-    return masks_of_points(dense[0], dense[1], points)
+    return dense[0], dense[1]

@@ -97,7 +97,9 @@ def test_from_points_to_masks_that_the_next_training_reads(tmp_path, points):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["points"] == 4
     assert metrics["steps"] == 2
-    assert 0 < metrics["gt_mask_iou"] < 1
+    assert metrics["masks_of"] == "network"
+    assert metrics["gt_mask_iou"].keys() == {"network", "maps"}
+    assert all(0 < score <= 1 for score in metrics["gt_mask_iou"].values())
     assert metrics["gt_mask_iou_untrained"].keys() == {"square", "nearest_point", "watershed"}
     assert all(0 < score <= 1 for score in metrics["gt_mask_iou_untrained"].values())
     assert {name for _, name, _ in read_losses(out / "losses.csv")} >= {"camera/classes", "camera/refined"}
@@ -120,7 +122,7 @@ def test_p2seg_defect_02_training_does_not_depend_on_masks_or_boxes_of_the_annot
     first, second = (tmp_path / f"run_{name}" for name in ("with", "without"))
     assert (first / "losses.csv").read_text() == (second / "losses.csv").read_text()
     assert (first / "masks.json").read_text() == (second / "masks.json").read_text()
-    assert json.loads((second / "metrics.json").read_text())["gt_mask_iou"] is None
+    assert json.loads((second / "metrics.json").read_text())["gt_mask_iou"] == {"network": None, "maps": None}
 
 
 def test_without_maps_the_run_makes_them_of_the_classes_of_points(tmp_path, points):
@@ -204,7 +206,7 @@ def test_images_with_points_join_others_with_boxes_and_masks(tmp_path, points):
     assert code == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["points"] == 4
-    assert 0 < metrics["gt_mask_iou"] < 1
+    assert all(0 < score <= 1 for score in metrics["gt_mask_iou"].values())
     asked = [setting for setting in settings(folder) if not setting.startswith("semantic=")]
     (folder / "val.json").write_text((out / "boxes.json").read_text())
     asked += [
@@ -223,6 +225,23 @@ def test_images_with_points_join_others_with_boxes_and_masks(tmp_path, points):
     used = json.loads((end / "metrics.json").read_text())["labels_used"]
     assert used.endswith("masks of 1 image, boxes of 1, points of 2")
     assert "points of 2" in (end / "report.html").read_text()
+
+
+def test_masks_may_be_of_the_classes_of_the_maps(tmp_path, points):
+    folder, out = world(tmp_path / "world"), tmp_path / "run"
+    code, _, _ = points(*settings(folder), "semantic_source=wsss", "classes=maps", *TINY, f"out={out}")
+    assert code == 0
+    assert json.loads((out / "metrics.json").read_text())["masks_of"] == "maps"
+    sizes = {"0": np.zeros((64, 96), bool), "1": np.zeros((64, 96), bool)}
+    for row in json.loads((out / "masks.json").read_text())["annotations"]:
+        if row["mask_weight"] > 0:
+            sizes[str(row["image_id"])] |= coco_mask.decode(row["segmentation"]).astype(bool)
+    for name, covered in sizes.items():
+        given = np.asarray(Image.open(folder / "maps" / f"{name}.png")) > 0
+        assert np.array_equal(covered, given)
+    code, _, said = points(*settings(folder), "semantic_source=wsss", "classes=both", *TINY, f"out={tmp_path / 'a'}")
+    assert code == 2
+    assert "classes: expected one of network, maps, got 'both'" in said
 
 
 def test_mistakes(tmp_path, points):

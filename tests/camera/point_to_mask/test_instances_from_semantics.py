@@ -133,6 +133,19 @@ def test_a_class_that_no_point_has_gives_way_to_the_next_likely_one():
     assert found.scores.tolist() == pytest.approx([0.3])
 
 
+def test_a_given_map_is_believed_where_it_knows():
+    prob = torch.tensor([0.3, 0.6, 0.1])[:, None, None].expand(3, 8, 8)
+    points = ImagePoints(torch.tensor([[2.0, 4.0], [6.0, 4.0]]), torch.tensor([0, 1]))
+    semantic = torch.full((8, 8), 255, dtype=torch.uint8)
+    semantic[:, 5:], semantic[:2] = 2, 0
+    found = masks_of_points(prob, torch.zeros(2, 8, 8), points, semantic)
+    first, second = found.masks.dense(0), found.masks.dense(1)
+    assert bool(first[2:, :5].all())
+    assert bool(second[2:, 5:].all())
+    assert int(first.sum() + second.sum()) == 6 * 8
+    assert found.scores.tolist() == pytest.approx([0.6, 0.1])
+
+
 def test_a_point_without_a_mask_gets_a_square_of_no_weight():
     prob = torch.tensor([0.8, 0.2])[:, None, None].expand(2, 200, 300)
     points = ImagePoints(torch.tensor([[150.0, 100.0], [0.0, 0.0], [299.9, 199.9]]), torch.tensor([0, 0, 0]))

@@ -4,12 +4,12 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from camera.point_to_mask.instances_from_semantics import instances_of_components
+from camera.point_to_mask.instances_from_semantics import instances_of_components, masks_of_points
 from camera.point_to_mask.network import PointNetwork
 from camera.point_to_mask.points import ImagePoints, PointedImage
 from camera.point_to_mask.samples import PointSamples, collate_points
 from camera.point_to_mask.semantic_maps import SemanticMaps
-from camera.point_to_mask.step import PointLosses, PointStep, hard_pixel_loss, predict_masks
+from camera.point_to_mask.step import PointLosses, PointStep, hard_pixel_loss, predict_dense
 from camera.transforms import ResizeCropFlip
 from mwsis.core.errors import ConfigError, DataError
 from mwsis.core.instances import BACKGROUND
@@ -174,7 +174,7 @@ def test_two_touching_objects_are_learned_apart(tmp_path):
         optimiser.step()
     step.eval()
     image = samples_of(tmp_path, images, widths=(128,), flip=0.0)[0, 0].image
-    found = predict_masks(step.student["camera"], settings, image, images[0].points, (112, 128))
+    found = masks_of_points(*predict_dense(step.student["camera"], settings, image, (112, 128)), images[0].points)
     for index, mask in enumerate(masks[0]):
         own = found.masks.dense(index)
         if index == 0:
