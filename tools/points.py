@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from camera.point_to_mask.instances_from_semantics import PointMasks
     from camera.point_to_mask.settings import PointData, PointToMask
     from mwsis.core.instances import MaskSet
+    from mwsis.data.coco_json import Instances
     from mwsis.training.config import RunConfig
     from mwsis.training.folder import RunFolder
 
@@ -198,8 +199,9 @@ def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, poin
     write_masks(folder.root / "masks.json", pointed.images, chosen, names, source, json_masks)
     write_boxes(folder.root / "boxes.json", pointed.images, chosen, pointed.categories)
     weights = [float(weight) for one in chosen for weight in one.weight]
-    scores = {classes: gt_mask_iou(pointed, [one.masks for one in masks]) for classes, masks in found.items()}
-    untrained = {name: gt_mask_iou(pointed, masks) for name, masks in untrained_masks(pointed).items()}
+    drawn = annotations_of(pointed)
+    scores = {classes: gt_mask_iou(pointed, drawn, [one.masks for one in masks]) for classes, masks in found.items()}
+    untrained = {name: gt_mask_iou(pointed, drawn, masks) for name, masks in untrained_masks(pointed).items()}
     metrics: dict[str, Any] = {
         "labels_used": f"one point per object ({settings.points}) and maps of classes ({maps_from})",
         "points": len(weights),
@@ -239,20 +241,29 @@ def predictions(run: RunConfig, network: Any, settings: PointToMask, pointed: Po
     return found
 
 
-def gt_mask_iou(pointed: PointData, masks: list[MaskSet]) -> float | None:
-    """Return the mean IoU of the points' masks with those of the annotations; None without any.
+def annotations_of(pointed: PointData) -> Instances | None:
+    """Return the annotations with their masks; None, and a line that says why, where they cannot be read.
 
     Evaluation alone: training has ended when this reads the annotations' masks.
     """
-    import torch
-
     from mwsis.core.errors import DataError
-    from mwsis.data.coco_json import decoded_mask, read_instances
+    from mwsis.data.coco_json import read_instances
 
     state = pointed.path.stat()
     try:
-        instances = read_instances(pointed.path, state.st_size, state.st_mtime_ns)
-    except DataError:  # points alone, without the boxes that this reader expects
+        return read_instances(pointed.path, state.st_size, state.st_mtime_ns)
+    except DataError as error:  # mostly points alone, without the boxes that this reader expects
+        print(f"not scored: {error}")
+        return None
+
+
+def gt_mask_iou(pointed: PointData, instances: Instances | None, masks: list[MaskSet]) -> float | None:
+    """Return the mean IoU of the points' masks with those of the annotations; None without any."""
+    import torch
+
+    from mwsis.data.coco_json import decoded_mask
+
+    if instances is None:
         return None
     overlaps = []
     for image, own in zip(pointed.images, masks, strict=True):

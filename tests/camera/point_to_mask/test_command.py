@@ -125,6 +125,18 @@ def test_p2seg_defect_02_training_does_not_depend_on_masks_or_boxes_of_the_annot
     assert json.loads((second / "metrics.json").read_text())["gt_mask_iou"] == {"network": None, "maps": None}
 
 
+def test_a_file_of_points_alone_is_not_scored_and_said_so(tmp_path, points):
+    folder = world(tmp_path / "world", with_masks=False)
+    content = json.loads((folder / "train.json").read_text())
+    for row in content["annotations"]:
+        del row["bbox"]
+    (folder / "train.json").write_text(json.dumps(content))
+    code, printed, _ = points(*settings(folder), "semantic_source=wsss", *TINY, f"out={tmp_path / 'run'}")
+    assert code == 0
+    assert f"not scored: {folder / 'train.json'}: annotations[0]: bbox" in printed
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["gt_mask_iou"] == {"network": None, "maps": None}
+
+
 def test_without_maps_the_run_makes_them_of_the_classes_of_points(tmp_path, points):
     folder, out = world(tmp_path / "world"), tmp_path / "gt"  # a name that a given folder of maps may not have
     code, printed, _ = points(*without_maps(folder), *TINY, f"out={out}")
