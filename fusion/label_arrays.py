@@ -19,6 +19,7 @@ from mwsis.core.errors import ConfigError, DataError, closest_name
 from mwsis.core.frame import CameraView, Frame, LidarGeometry, PointCloud, PointFeature
 from mwsis.core.geometry import CameraModel
 from mwsis.core.instances import Boxes2D, PointLabels
+from mwsis.data.classes import KINDS
 from mwsis.data.frame_parts import pixel_map
 from mwsis.data.range_image import azimuth_columns
 
@@ -35,7 +36,7 @@ class BoxedCamera:
         camera_SE3_lidar: (4, 4), LiDAR frame to optical camera frame (x right, y down, z forward), metres.
         size: width and height of the image, pixels.
         boxes: (G, 4), x1 y1 x2 y2, pixels.
-        labels: (G,), classes from 0, in the order vehicle, pedestrian, cyclist; -1 is an ignore region.
+        labels: (G,), classes from 0, of the ``kinds`` given to `label_points`; -1 is an ignore region.
         distortion: k1 k2 p1 p2 k3, as OpenCV has them.
         pixel_centre: 0 as in OpenCV and KITTI, .5 as in Waymo.
     """
@@ -57,6 +58,7 @@ def label_points(
     columns: int,
     ring: ArrayLike | Tensor | None = None,
     method: str = "spg_default",
+    kinds: Sequence[str] = KINDS,
 ) -> PointLabels:
     """Label the points of one sweep from the 2D boxes of its images.
 
@@ -68,6 +70,8 @@ def label_points(
         ring: (N,), beam of each point, 0 = highest; ``None``: unknown, then ring segments are not used, which costs
             quality. For sweeps written beam by beam `mwsis.data.range_image.rings_from_file_order` recovers it.
         method: a name of `LABEL_METHODS`.
+        kinds: what each class is like, ``vehicle``, ``pedestrian`` or ``cyclist``: their sizes are expected, and their
+            `CLASS_RADII` taken where the method has some.
 
     Returns:
         N pseudo labels: ``semantic_labels`` (class, `BACKGROUND` or `IGNORE`), ``instance_ids`` (-1 none, else the
@@ -75,10 +79,13 @@ def label_points(
 
     Raises:
         DataError: an array has another shape or values that it cannot have.
-        ConfigError: no such method, or a class without constants.
+        ConfigError: no such method or kind.
     """
     if method not in LABEL_METHODS:
         raise ConfigError(f"method={method}: no such labels{closest_name(method, LABEL_METHODS)}")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"kinds: no '{kind}'{closest_name(kind, KINDS)}")
     sweep = _array(xyz, "xyz", (None, None), torch.float32)[:, :3].contiguous()
     if sweep.shape[1] != 3:
         raise DataError(f"xyz: expected at least 3 columns, got {sweep.shape[1]}")
@@ -86,7 +93,7 @@ def label_points(
     beam = unknown if ring is None else _array(ring, "ring", (len(sweep),), torch.int64)
     if len(beam) and not -1 <= int(beam.min()) <= int(beam.max()) < beams:
         raise DataError(f"ring: expected -1 to {beams - 1}, got {int(beam.min())} to {int(beam.max())}")
-    views = tuple(_view(number, camera) for number, camera in enumerate(cameras))
+    views = tuple(_view(number, camera, len(kinds)) for number, camera in enumerate(cameras))
     frame = Frame(
         frame_id="arrays",
         segment="arrays",
@@ -103,16 +110,22 @@ def label_points(
         cameras=views,
     )
     chosen = LABEL_METHODS[method]
-    return chosen.labels(frame, chosen.segments(frame), CLASS_RADII)
+    places = [KINDS.index(kind) for kind in kinds]
+    return chosen.labels(frame, chosen.segments(frame), [CLASS_RADII[place] for place in places], places)
 
 
-def _view(number: int, camera: BoxedCamera) -> CameraView:
+def _view(number: int, camera: BoxedCamera, num_classes: int) -> CameraView:
     where = f"cameras[{number}]"
     matrix = _array(camera.intrinsics, f"{where}.intrinsics", (None, None), torch.float64)
     if min(matrix.shape) < 3:
         raise DataError(f"{where}.intrinsics: expected at least (3, 3), got {tuple(matrix.shape)}")
     boxes = _array(camera.boxes, f"{where}.boxes", (None, 4), torch.float32)
     labels = _array(camera.labels, f"{where}.labels", (len(boxes),), torch.int64)
+    if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise DataError(
+            f"{where}.labels: expected -1 to {num_classes - 1}, a place in kinds, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
     width, height = camera.size
     model = CameraModel(
         width=width,
@@ -133,4 +146,6 @@ def _array(values: ArrayLike | Tensor, name: str, shape: tuple[int | None, ...],
         raise DataError(f"{name}: expected shape {want}, got {tuple(given.shape)}")
     if not bool(torch.isfinite(given).all()):
         raise DataError(f"{name}: expected finite numbers, got NaN or infinity")
+    if not dtype.is_floating_point and not bool((given == given.to(dtype)).all()):
+        raise DataError(f"{name}: expected whole numbers, got {float(given[given != given.to(dtype)][0])}")
     return given.detach().cpu().to(dtype)

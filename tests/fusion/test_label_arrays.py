@@ -86,6 +86,10 @@ def test_without_beams_and_without_boxes():
         ({"xyz": np.full((4, 3), np.nan)}, {}, "xyz: expected finite"),
         ({"ring": np.full(4, BEAMS)}, {}, "ring: expected -1 to 31, got 32"),
         ({"ring": np.zeros(5)}, {}, r"ring: expected shape \(4,\), got \(5,\)"),
+        ({"ring": np.full(4, 0.5)}, {}, "ring: expected whole numbers, got 0.5"),
+        ({}, {"labels": [0.5]}, r"cameras\[0\].labels: expected whole numbers, got 0.5"),
+        ({}, {"labels": [3]}, r"cameras\[0\].labels: expected -1 to 2, a place in kinds, got 3 to 3"),
+        ({"kinds": ["vehicle"]}, {"labels": [1]}, r"cameras\[0\].labels: expected -1 to 0, a place in kinds, got 1"),
         ({}, {"boxes": [[1.0, 2.0, 3.0]]}, r"cameras\[0\].boxes: expected shape \('any', 4\), got \(1, 3\)"),
         ({}, {"labels": [0, 1]}, r"cameras\[0\].labels: expected shape \(1,\), got \(2,\)"),
         ({}, {"boxes": [[5.0, 2.0, 3.0, 4.0]]}, "x1 < x2"),
@@ -99,7 +103,20 @@ def test_wrong_arrays_are_named(given, camera, says):
         label_points(cameras=[vehicle_camera(**camera)], **values)
 
 
-def test_no_such_labels():
+@pytest.mark.parametrize("method", LABEL_METHODS)
+def test_what_a_class_is_like_decides_not_its_number(method):
+    xyz, ring, _ = scene()
+    common = {"beams": BEAMS, "columns": COLUMNS, "ring": ring, "method": method}
+    first = label_points(xyz, [vehicle_camera()], **common)
+    second = label_points(xyz, [vehicle_camera(labels=[2])], kinds=["pedestrian", "cyclist", "vehicle"], **common)
+    assert int((first.semantic_labels == 0).sum()) > 0
+    assert torch.equal(first.semantic_labels == 0, second.semantic_labels == 2)
+    assert torch.equal(first.instance_ids, second.instance_ids)
+
+
+def test_no_such_labels_or_kinds():
+    with pytest.raises(ConfigError, match="kinds: no 'car'"):
+        label_points(np.ones((4, 3)), [vehicle_camera()], beams=BEAMS, columns=COLUMNS, kinds=["car"])
     with pytest.raises(ConfigError, match="method=spq: no such labels"):
         label_points(np.ones((4, 3)), [vehicle_camera()], beams=BEAMS, columns=COLUMNS, method="spq")
 
