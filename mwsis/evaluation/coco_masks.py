@@ -8,6 +8,7 @@ Masks are encoded from their crops, never as full-size images. Not here: LiDAR i
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,7 @@ class CocoMaskEvaluator:
         self._found: list[dict[str, Any]] = []
         self._mask_ious: list[float] = []
         self._box_ious: list[float] = []
+        self._own_box_ious: list[float] = []
 
     def add(self, detections: Detections, truth: ImageTruth) -> None:
         """Record one image.
@@ -78,7 +80,8 @@ class CocoMaskEvaluator:
         if pairs := match_boxes(detections, labels):
             matched, wanted = zip(*pairs, strict=True)
             self._mask_ious += _overlaps([found_rles[row] for row in matched], [truth_rles[row] for row in wanted])
-            self._box_ious += _overlaps_when_filled(labels.boxes, masks, areas, wanted)
+            self._box_ious += _overlaps_when_filled(labels.boxes[list(wanted)], masks, areas, wanted)
+            self._own_box_ious += _overlaps_when_filled(detections.boxes[list(matched)], masks, areas, wanted)
 
     def compute(self) -> dict[str, float]:
         """Score everything recorded so far.
@@ -90,13 +93,14 @@ class CocoMaskEvaluator:
             where no object exists.
             ``matched_mask_iou``: mean mask IoU of the detections that find an object's box (same class, box IoU of at
             least 0.5, best score first, each object once); ``matched_box_iou``: what filling the ground-truth boxes of
-            the same objects scores; both NaN without a match. ``num_matched``, ``num_objects`` (ignored ones not
+            the same objects scores; ``matched_own_box_iou``: what filling those detections' own boxes scores; all NaN
+            without a match. ``num_matched``, ``num_objects`` (ignored ones not
             counted), ``num_images``.
 
         Raises:
             AssertionError: the three APs contradict each other (`check_ap_arithmetic`).
 
-        Source: COCO detection evaluation; the two matched IoUs are ours. *Simplified*: the size of an object is the
+        Source: COCO detection evaluation; the matched IoUs are ours. *Simplified*: the size of an object is the
         number of its mask's pixels; a COCO file gives the area of its polygons (median .2 % apart; 1 of 645 objects of
         real images falls into another size).
         """
@@ -109,8 +113,10 @@ class CocoMaskEvaluator:
         scores = {"mask_ap": ap, "mask_ap50": ap50, "mask_ap75": ap75}
         scores |= {f"mask_ap_{area}": _mean_valid(by_area[..., k]) for k, area in enumerate(AREAS) if k}
         scores |= {f"mask_ap/{name}": _mean_valid(precision[..., k]) for k, name in enumerate(self.class_names)}
-        scores["matched_mask_iou"] = float(np.mean(self._mask_ious)) if self._mask_ious else float("nan")
-        scores["matched_box_iou"] = float(np.mean(self._box_ious)) if self._box_ious else float("nan")
+        matched = {"mask": self._mask_ious, "box": self._box_ious, "own_box": self._own_box_ious}
+        scores |= {
+            f"matched_{name}_iou": float(np.mean(values)) if values else math.nan for name, values in matched.items()
+        }
         scores["num_matched"] = len(self._mask_ious)
         scores["num_objects"] = sum(not annotation["iscrowd"] for annotation in self._annotations)
         scores["num_images"] = len(self._images)
@@ -247,20 +253,20 @@ def rle_counts(crop: Tensor, x: int, y: int, height: int, width: int) -> np.ndar
 
 
 def _overlaps_when_filled(boxes: Tensor, masks: MaskSet, areas: Sequence[int], wanted: Sequence[int]) -> list[float]:
-    """Return the IoU of masks with their boxes, clipped to the image and rounded to whole pixels.
+    """Return the IoU of masks with filled boxes, clipped to the image and rounded to whole pixels.
 
     Args:
-        boxes: (G, 4) of all masks.
-        masks: the G masks.
+        boxes: (M, 4), one for each mask to compare.
+        masks: G masks.
         areas: of the G masks, pixels.
-        wanted: indices of the masks to compare.
+        wanted: indices of the M masks to compare.
     """
     limit = torch.tensor([masks.width, masks.height, masks.width, masks.height])
     corners = torch.minimum(boxes.cpu().round().long().clamp(min=0), limit).tolist()
     places = masks.crop_boxes.tolist()
     overlaps = []
-    for index in wanted:
-        (x1, y1, x2, y2), (left, top, _, _) = corners[index], places[index]
+    for (x1, y1, x2, y2), index in zip(corners, wanted, strict=True):
+        left, top, _, _ = places[index]
         part = masks.crop(index).numpy()[max(y1 - top, 0) : max(y2 - top, 0), max(x1 - left, 0) : max(x2 - left, 0)]
         inside = int(np.count_nonzero(part))
         union = (x2 - x1) * (y2 - y1) + areas[index] - inside

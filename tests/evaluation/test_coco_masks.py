@@ -235,7 +235,10 @@ def test_matched_masks_against_filled_boxes():
     perfect = one_object(box, [0.9], [0], [triangle])
     assert (perfect["matched_mask_iou"], perfect["matched_box_iou"]) == (1, 0.55)
     lazy = one_object(box, [0.9], [0], [square])
-    assert lazy["matched_mask_iou"] == lazy["matched_box_iou"] == 0.55
+    assert lazy["matched_mask_iou"] == lazy["matched_box_iou"] == lazy["matched_own_box_iou"] == 0.55
+    shifted = one_object(box + torch.tensor([0.0, 2.4, 0.0, 2.4]), [0.9], [0], [square])
+    assert shifted["matched_box_iou"] == 0.55
+    assert shifted["matched_own_box_iou"] == pytest.approx(52 / (100 + 55 - 52))  # all rows but the first two
 
 
 def test_each_object_is_matched_once_by_the_best_score_of_its_class():
@@ -247,6 +250,7 @@ def test_each_object_is_matched_once_by_the_best_score_of_its_class():
     assert beside["num_matched"] == 0
     assert math.isnan(beside["matched_mask_iou"])
     assert math.isnan(beside["matched_box_iou"])
+    assert math.isnan(beside["matched_own_box_iou"])
 
 
 def test_a_detection_on_an_ignored_region_costs_nothing():
