@@ -39,7 +39,10 @@ def test_pseudo_depth_consists_of_what_it_says(compose_tiny):
     matcher = method.mask_source.matcher
     assert type(matcher) is Hungarian
     assert (matcher.alpha, matcher.beta, matcher.minimum, matcher.class_aware) == (0.1, 0.3, 0.5, False)
-    assert method.camera_terms["pseudo_mask"].schedule(0.9) == 2
+    assert {name: method.camera_terms[name].schedule(0.9) for name in ("pseudo_mask", "depth_pairs")} == {
+        "pseudo_mask": 0.5,
+        "depth_pairs": 0.25,
+    }
     assert (run.method.name, run.method.branches) == ("pseudo_depth", ["camera"])
     assert method.lidar_to_camera is method.camera_to_lidar is method.record_votes_from is None
     assert build_segmentor(run, 3).camera.controller.weight.shape[0] == 242
