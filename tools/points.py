@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ def write_results(run: RunConfig, folder: RunFolder, settings: PointToMask, poin
     write_boxes(folder.root / "boxes.json", pointed.images, chosen, pointed.categories)
     weights = [float(weight) for one in chosen for weight in one.weight]
     drawn = annotations_of(pointed)
-    scores = {classes: gt_mask_iou(pointed, drawn, [one.masks for one in masks]) for classes, masks in found.items()}
+    scores = {classes: gt_mask_iou(pointed, drawn, (one.masks for one in masks)) for classes, masks in found.items()}
     untrained = {name: gt_mask_iou(pointed, drawn, masks) for name, masks in untrained_masks(pointed).items()}
     metrics: dict[str, Any] = {
         "labels_used": f"one point per object ({settings.points}) and maps of classes ({maps_from})",
@@ -226,10 +227,11 @@ def predictions(run: RunConfig, network: Any, settings: PointToMask, pointed: Po
     """Return the masks of all points of all images, as the network sees them at the largest width, by their classes."""
     from camera.point_to_mask.instances_from_semantics import masks_of_points
     from camera.point_to_mask.samples import load_image
+    from camera.point_to_mask.settings import CLASSES
     from camera.point_to_mask.step import predict_dense
     from camera.transforms import ResizeCropFlip
 
-    found: dict[str, list[PointMasks]] = {"network": [], "maps": []}
+    found: dict[str, list[PointMasks]] = {classes: [] for classes in CLASSES}
     for done, image in enumerate(pointed.images, 1):
         size = (image.height, image.width)
         geometry = ResizeCropFlip(run.data.image_widths).deterministic([size])[0]
@@ -257,8 +259,8 @@ def annotations_of(pointed: PointData) -> Instances | None:
         return None
 
 
-def gt_mask_iou(pointed: PointData, instances: Instances | None, masks: list[MaskSet]) -> float | None:
-    """Return the mean IoU of the points' masks with those of the annotations; None without any."""
+def gt_mask_iou(pointed: PointData, instances: Instances | None, masks: Iterable[MaskSet]) -> float | None:
+    """Return the mean IoU of the points' masks with the annotations'; without any None, and no mask is asked for."""
     import torch
 
     from mwsis.data.coco_json import decoded_mask
@@ -279,18 +281,17 @@ def gt_mask_iou(pointed: PointData, instances: Instances | None, masks: list[Mas
     return sum(overlaps) / len(overlaps) if overlaps else None
 
 
-def untrained_masks(pointed: PointData) -> dict[str, list[MaskSet]]:
-    """Return what the points, the maps of classes and the images give without training."""
+def untrained_masks(pointed: PointData) -> dict[str, Iterator[MaskSet]]:
+    """Return what the points, the maps of classes and the images give without training, made as it is asked for."""
     from camera.point_to_mask.baselines import nearest_points, squares, watersheds
     from camera.point_to_mask.samples import load_image
 
-    found: dict[str, list[MaskSet]] = {"square": [], "nearest_point": [], "watershed": []}
-    for image in pointed.images:
-        semantic = pointed.maps.of(image)
-        found["square"].append(squares(image.points, (image.height, image.width)))
-        found["nearest_point"].append(nearest_points(semantic, image.points))
-        found["watershed"].append(watersheds(load_image(pointed.folder, image), semantic, image.points))
-    return found
+    maps, folder = pointed.maps, pointed.folder
+    return {
+        "square": (squares(one.points, (one.height, one.width)) for one in pointed.images),
+        "nearest_point": (nearest_points(maps.of(one), one.points) for one in pointed.images),
+        "watershed": (watersheds(load_image(folder, one), maps.of(one), one.points) for one in pointed.images),
+    }
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from mwsis.core.errors import ConfigError, DataError
 from mwsis.data.coco import annotation_file
 from mwsis.data.sampler import seeded_generator
 
-__all__ = ["PointData", "PointToMask"]
+__all__ = ["CLASSES", "PointData", "PointToMask"]
 
 LEARNED_HERE = "wsss"
 """Of `semantic_maps.SOURCES`: maps that were learned from image-level labels."""
