@@ -31,7 +31,6 @@ CAMERA_COLUMNS = {
     "mask_ap75": "AP75",
     "matched_mask_iou": "IoU of masks",
     "matched_box_iou": "IoU of filled boxes",
-    "matched_own_box_iou": "IoU of own boxes, filled",
     "matched_point_iou": "Points in masks",
     "matched_box_point_iou": "Points in filled boxes",
 }
