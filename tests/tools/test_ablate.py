@@ -244,11 +244,11 @@ def test_shipped_ladders_train_what_they_say():
     assert [ladder.name for ladder in ladders] == ["camera", "lidar"]
     kinds = ablate.compose_rows(ladders, "street_bench_v1", [])
     jobs = ablate.jobs_of(kinds, [0, 1, 2], Path("out"))
-    assert len(kinds) == 14
-    assert len(jobs) == 3 * 12  # the whole method, and with what is ours, are rows of both
+    assert len(kinds) == 15
+    assert len(jobs) == 3 * 13  # the whole method, and with what is ours, are rows of both
     for row in ("mwsis", "ours"):
         assert kinds["camera", row].digest == kinds["lidar", row].digest
-    assert jobs[3].name == "camera/mwsis = lidar/mwsis, seed 0"
+    assert jobs[4].name == "camera/mwsis = lidar/mwsis, seed 0"
     for (ladder, row), kind in kinds.items():
         check_training(kind.run)
         assert ladder in kind.run.method.branches
