@@ -256,6 +256,9 @@ def test_shipped_ladders_train_what_they_say():
         assert (kind.run.data.supervision == "masks") == (row == "full")
         assert kind.run.data.expected_content is not None
         assert (kind.run.camera.refinement is not None) == (row == "ours" or "camera" not in kind.run.method.branches)
+    for row, sharpened, start in (("ipg", False, 0.75), ("ipg_sharpened", True, 0.1)):
+        method = kinds["camera", row].run.method
+        assert (method.refine_masks, method.camera_terms["ipg"].start) == (sharpened, start)
     labels = {row: kind.run.method for (ladder, row), kind in kinds.items() if ladder == "lidar"}
     switches = ("spg", "labels", "spg_rings", "pvc", "rsc", "rsc_labels")
     told = {row: tuple(getattr(method, name) for name in switches) for row, method in labels.items()}
